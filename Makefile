@@ -1,0 +1,39 @@
+# Makefile - builds igpt with nothing but a C compiler and make.
+# SPDX-License-Identifier: MIT
+#
+#   make            the program, ./igpt
+#   make test       all tests
+#   make clean
+#
+# make ARCH= builds for any machine of this kind instead of this one; make OPENMP= without threads.
+
+CC ?= cc
+ARCH ?= -march=native
+CFLAGS ?= -O3
+WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes
+
+# Does the compiler know this flag, and link with it?
+try = $(shell echo 'int main(void){return 0;}' | $(CC) $(1) -x c - -o /dev/null 2>/dev/null && echo $(1))
+
+OPENMP := $(or $(call try,-fopenmp),-Wno-unknown-pragmas)
+# sqrt need not set errno, and ?: may be computed without a branch: both leave every result as it is.
+FLAGS = -std=gnu11 $(CFLAGS) $(call try,$(ARCH)) -fno-math-errno -fno-trapping-math $(WARN) \
+        $(or $(OPENMP),-Wno-unknown-pragmas)
+FLAGS := $(FLAGS)
+
+igpt: igpt.c igpt.h Makefile
+	$(CC) $(FLAGS) igpt.c -o $@ -lm
+
+test_igpt: test_igpt.c igpt.c igpt.h Makefile
+	$(CC) $(FLAGS) -DIGPT_NO_MAIN test_igpt.c igpt.c -o $@ -lm
+
+test_igpt_double: test_igpt.c igpt.c igpt.h Makefile
+	$(CC) $(FLAGS) -DIGPT_NO_MAIN -DIGPT_DOUBLE test_igpt.c igpt.c -o $@ -lm
+
+test: igpt test_igpt test_igpt_double
+	@./test_igpt ./test_igpt_double
+
+clean:
+	rm -f igpt test_igpt test_igpt_double
+
+.PHONY: test clean

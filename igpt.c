@@ -1,0 +1,3919 @@
+/* igpt.c - Image GPT (Chen et al. 2020, "Generative Pretraining from Pixels") in one C file.
+   SPDX-License-Identifier: MIT
+
+   Read it from top to bottom; it runs as the data flows:
+
+      1 numbers       real, random numbers, exp, checked allocation, errors, the platform
+      2 matmul        one packed, register-tiled matrix product; everything heavy goes through it
+      3 layers        each layer's forward beside its backward
+      4 model         configuration, the tensor table, parameters, activations, forward, backward
+      5 objectives    L_AR, L_BERT, L_CLF and their sum
+      6 optimiser     Adam, learning-rate schedule
+      7 palette       k-means, quantisation
+      8 images        readers, resizing, augmentation
+      9 checkpoints   JSON, safetensors, the model directory
+     10 sampling      key-value cache, new images, completions
+     12 pictures      PNG, charts, the terminal
+     13 commands      train, sample, eval, palette, info
+
+   igpt.h documents what each public function computes. Notation in comments: B images, T positions,
+   K colours, d = n_embd, H heads, L layers, C classes; (B, T, d) is row-major. */
+
+#define _POSIX_C_SOURCE 200809L
+#include "igpt.h"
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ==== 1 numbers =================================================================================
+   What every section leans on. The idea to take away: random numbers have no state. Each one is a
+   hash of (seed, stream, counter), so any of them can be had in any order, by any thread, and
+   resuming a run needs nothing but its step number. */
+
+/* The platform: all that is not C11 stands in this block. */
+#include <dirent.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#    include <omp.h>
+#else
+static int omp_get_max_threads(void) {
+    return 1;
+}
+static int omp_get_thread_num(void) {
+    return 0;
+}
+static int omp_get_num_procs(void) {
+    return 1;
+}
+static int omp_in_parallel(void) {
+    return 0;
+}
+static void omp_set_num_threads(int n) {
+    (void)n;
+}
+#endif
+
+void threads_set(int n) {
+    omp_set_num_threads(n > 0 ? n : omp_get_num_procs());
+}
+
+int threads_get(void) {
+    return omp_get_max_threads();
+}
+
+#ifndef IGPT_NO_MAIN
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+#endif
+
+static int is_folder(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+static int64_t file_size(FILE *f) {
+    struct stat s;
+    return fstat(fileno(f), &s) == 0 ? (int64_t)s.st_size : -1;
+}
+
+/* Errors: one sentence, kept until the next one. */
+static _Thread_local char last_error[1024];
+
+const char *error_text(void) {
+    return last_error;
+}
+
+/* Note why the caller fails; returns -1, so that `return fail(...)` does both. */
+__attribute__((format(printf, 1, 2))) static int fail(const char *format, ...) {
+    char text[sizeof last_error]; // an argument may be the previous sentence
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    memcpy(last_error, text, sizeof text);
+    return -1;
+}
+
+/* Zeroed memory for count items, on a 64-byte boundary (a cache line, the widest vector); NULL and
+   an error where the product overflows or there is not enough. Given back with free(). */
+static void *zalloc(size_t count, size_t size) {
+    void *p = NULL;
+    if (size && count > (SIZE_MAX - 64) / size)
+        return fail("cannot allocate %zu items of %zu bytes: too large", count, size), NULL;
+    size_t bytes = (count * size + 63) / 64 * 64;
+    if (posix_memalign(&p, 64, bytes ? bytes : 64))
+        return fail("out of memory: cannot allocate %.1f MB", (double)bytes / 1e6), NULL;
+    return memset(p, 0, bytes);
+}
+
+/* Integers in files, byte by byte: the same on machines of either byte order. */
+static uint64_t get_le(const uint8_t *p, int bytes) {
+    uint64_t v = 0;
+    for (int i = bytes - 1; i >= 0; i--) v = v << 8 | p[i];
+    return v;
+}
+
+static uint64_t get_be(const uint8_t *p, int bytes) {
+    uint64_t v = 0;
+    for (int i = 0; i < bytes; i++) v = v << 8 | p[i];
+    return v;
+}
+
+static void put_le(uint8_t *p, uint64_t v, int bytes) {
+    for (int i = 0; i < bytes; i++) p[i] = (uint8_t)(v >> 8 * i);
+}
+
+static void put_be(uint8_t *p, uint64_t v, int bytes) {
+    for (int i = 0; i < bytes; i++) p[i] = (uint8_t)(v >> 8 * (bytes - 1 - i));
+}
+
+/* Files are read in the open and written in hiding: beside their name, flushed to disk, renamed.
+   Whatever happens on the way, the name holds the last whole version. */
+static FILE *file_open(const char *path) {
+    FILE *f = fopen(path, "rb");
+    if (!f) fail("cannot open %s: %s", path, strerror(errno));
+    else if (is_folder(path)) {
+        fclose(f);
+        f = NULL;
+        fail("cannot read %s: it is a folder", path);
+    }
+    return f;
+}
+
+static FILE *file_create(const char *path) {
+    char part[4096 + 8];
+    snprintf(part, sizeof part, "%.4095s.part", path);
+    FILE *f = fopen(part, "wb");
+    if (!f) fail("cannot write %s: %s", part, strerror(errno));
+    return f;
+}
+
+static int file_finish(FILE *f, const char *path) {
+    char part[4096 + 8];
+    snprintf(part, sizeof part, "%.4095s.part", path);
+    int bad = ferror(f) || fflush(f) || fsync(fileno(f));
+    if (fclose(f) || bad) {
+        fail("cannot write %s: %s", path, strerror(errno));
+        remove(part);
+        return -1;
+    }
+    if (rename(part, path)) return fail("cannot rename %s to %s: %s", part, path, strerror(errno));
+    return 0;
+}
+
+/* Make a folder and those above it; 0 also where it exists already. */
+static int folder_make(const char *path) {
+    char part[4096];
+    snprintf(part, sizeof part, "%s", path);
+    for (char *p = part + 1;; p++) {
+        if (*p != '/' && *p != 0) continue;
+        char end = *p;
+        *p = 0;
+        if (mkdir(part, 0777) && !is_folder(part))
+            return fail("cannot make the folder %s: %s", part, strerror(errno));
+        if (!end) return 0;
+        *p = '/';
+    }
+}
+
+static inline real square_root(real x) {
+#ifdef IGPT_DOUBLE
+    return sqrt(x);
+#else
+    return sqrtf(x);
+#endif
+}
+
+static uint64_t mix64(uint64_t z) { // SplitMix64's finaliser: every input bit reaches every output
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t counter) {
+    const uint64_t golden = 0x9e3779b97f4a7c15u; // 2^64 / golden ratio: SplitMix64's stride
+    uint64_t state = mix64(mix64(seed + golden) + stream * golden);
+    return mix64(state + (counter + 1) * golden);
+}
+
+double random_uniform(uint64_t seed, uint64_t stream, uint64_t counter) {
+    return (double)(random_bits(seed, stream, counter) >> 11) * 0x1p-53;
+}
+
+double random_normal(uint64_t seed, uint64_t stream, uint64_t counter) {
+    double u = 1 - random_uniform(seed, stream, 2 * counter); // (0, 1]: its logarithm is finite
+    double v = random_uniform(seed, stream, 2 * counter + 1);
+    return sqrt(-2 * log(u)) * cos(2 * 3.14159265358979323846 * v);
+}
+
+void random_shuffle(int *order, int n, uint64_t seed, uint64_t stream) {
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)(random_bits(seed, stream, (uint64_t)i) % (uint64_t)(i + 1));
+        int swap = order[i];
+        order[i] = order[j];
+        order[j] = swap;
+    }
+}
+
+/* What a stream is for, in its upper half; the lower half numbers the epoch, tensor or image. */
+enum { FOR_INIT = 1, FOR_ORDER, FOR_FLIP, FOR_CROP, FOR_MASK, FOR_SAMPLE, FOR_PALETTE, FOR_SPLIT };
+
+static uint64_t stream_of(int purpose, uint64_t index) {
+    return (uint64_t)purpose << 56 | index;
+}
+
+/* exp splits x = n ln 2 + r with |r| <= ln(2) / 2: e^x = 2^n e^r. Adding 1.5 * 2^23 rounds to an
+   integer and leaves n in the lowest bits of the float, ready to be shifted into an exponent; a
+   polynomial of degree 6 gives e^r. libm's exp would be a call for every element. */
+real real_exp(real x) {
+#ifdef IGPT_DOUBLE
+    return exp(x);
+#else
+    const float round = 0x1.8p23f;
+    float t = x * 0x1.715476p0f + round; // 1 / ln 2
+    float n = t - round;
+    float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f; // ln 2 in two parts, the first exact
+    float p = 0x1.6c16c2p-10f;                           // 1 / 6!, minimax would differ little
+    p = p * r + 0x1.111112p-7f;
+    p = p * r + 0x1.555556p-5f;
+    p = p * r + 0x1.555556p-3f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    union {
+        float f;
+        uint32_t bits;
+    } magic = {.f = t}, scale;
+    scale.bits = (magic.bits << 23) + (126u << 23); // 2^(n - 1): n = 128 has no float of its own
+    p = p * scale.f * 2;
+    p = x > 0x1.62e42ep6f ? INFINITY : p;
+    return x < -0x1.5a8p6f ? 0 : p;
+#endif
+}
+
+/* ==== 2 matmul ==================================================================================
+   Nearly all the work of a transformer is C (+)= A B. A processor multiplies far faster than it
+   reads memory, so the whole art is to use each number many times once it is loaded. Three steps:
+
+   1. A register tile. MR x NR sums of C stay in registers while k runs; each step loads NR numbers
+      of B and MR numbers of A, and does MR * NR multiply-adds with them:
+
+                         NR columns: NV vectors of VL lanes
+                        +--------+--------+
+            row k of B  |  b[0]  |  b[1]  |   loaded once, used MR times
+                        +--------+--------+
+             +---+      +--------+--------+
+             | a | ---> |  sum   |  sum   |   a: one number, spread over all lanes, used NR times
+             | a | ---> |  sum   |  sum   |
+      MR     | a | ---> |  sum   |  sum   |   MR * NV sums + NV of b + 1 of a fill the registers
+      rows   |...| ---> |  ...   |  ...   |
+             +---+      +--------+--------+
+           column k of A
+
+   2. Packing. The tile walks A and B along k. Both are first copied into panels (MR rows of A, NR
+      columns of B) that lie in memory just as they will be read. This is also where transposition
+      disappears: a panel looks the same whichever way its matrix was stored.
+
+   3. Blocking. KC steps of k, MC rows and NC columns at a time, so that one panel of B stays in the
+      first-level cache, the packed block of A in the second, the packed block of B in the last.
+
+            C (M, N)               A (M, K)           B (K, N)
+        +------+-------+         +----+-----+       +------+-------+
+        |      |       |    MC { |####|     |    KC {|######|      |   # what is packed at a time
+        |------+-------|  +=     |----+-----|   *    |------+------|
+        |      |       |         |    |     |        |  NC  |      |
+        +------+-------+         +----+-----+        +------+------+
+                                   KC
+
+   Threads share out the panels of B to pack and then the blocks of A to multiply. A block of k is
+   summed from zero in the registers and then added to C, so the order is fixed by KC alone. */
+
+/* The tile follows the register file: 32 registers of 64 bytes, 16 of 32, 32 or 16 of 16. */
+#if defined __AVX512F__
+enum { VEC_BYTES = 64, MR = 14, NV = 2 };
+#elif defined __AVX__
+enum { VEC_BYTES = 32, MR = 6, NV = 2 };
+#elif defined __aarch64__
+enum { VEC_BYTES = 16, MR = 8, NV = 3 };
+#else
+enum { VEC_BYTES = 16, MR = 4, NV = 2 };
+#endif
+enum { VL = VEC_BYTES / sizeof(real), NR = NV * VL, KC = 256, MC = 12 * MR, NC = 32 * NR };
+
+typedef real vec __attribute__((vector_size(VEC_BYTES)));
+typedef real vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
+
+static _Thread_local _Alignas(64) real packed_a[MC * KC], packed_b[NC * KC];
+
+/* Copy one panel: out[k * width + i] = x[i * step + k * k_step] for i < used, 0 for the others. */
+static void pack(real *out, int width, int used, int K, const real *x, size_t step, size_t k_step) {
+    for (int k = 0; k < K; k++, x += k_step, out += width) {
+        if (step == 1) {
+            for (int i = 0; i < used; i++) out[i] = x[i];
+        } else {
+            for (int i = 0; i < used; i++) out[i] = x[(size_t)i * step];
+        }
+        for (int i = used; i < width; i++) out[i] = 0;
+    }
+}
+
+/* The register tile: rows x NR sums over K steps, stored into or added to C. `rows` is a constant
+   in each call below: the loops unroll and sum[][] becomes registers. */
+static inline __attribute__((always_inline)) void
+tile(const int rows, int K, const real *a, const real *b, real *c, size_t c_row, int accumulate) {
+    vec sum[MR][NV] = {{{0}}};
+    for (int k = 0; k < K; k++, a += rows, b += NR)
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < NV; j++) sum[i][j] += a[i] * ((const vec *)b)[j];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < NV; j++) {
+            vec_anywhere *out = (vec_anywhere *)(c + (size_t)i * c_row + j * VL);
+            if (accumulate) sum[i][j] += *out;
+            *out = sum[i][j];
+        }
+}
+
+static void tile_rows(int rows, int K, const real *a, const real *b, real *c, size_t c_row,
+                      int accumulate) {
+    switch (rows) { // only a matrix's last rows make a lower tile; those above MR never occur
+    case 1: tile(1, K, a, b, c, c_row, accumulate); break;
+    case 2: tile(2, K, a, b, c, c_row, accumulate); break;
+    case 3: tile(3, K, a, b, c, c_row, accumulate); break;
+    case 4: tile(4, K, a, b, c, c_row, accumulate); break;
+    case 5: tile(MR < 5 ? MR : 5, K, a, b, c, c_row, accumulate); break;
+    case 6: tile(MR < 6 ? MR : 6, K, a, b, c, c_row, accumulate); break;
+    case 7: tile(MR < 7 ? MR : 7, K, a, b, c, c_row, accumulate); break;
+    case 8: tile(MR < 8 ? MR : 8, K, a, b, c, c_row, accumulate); break;
+    case 9: tile(MR < 9 ? MR : 9, K, a, b, c, c_row, accumulate); break;
+    case 10: tile(MR < 10 ? MR : 10, K, a, b, c, c_row, accumulate); break;
+    case 11: tile(MR < 11 ? MR : 11, K, a, b, c, c_row, accumulate); break;
+    case 12: tile(MR < 12 ? MR : 12, K, a, b, c, c_row, accumulate); break;
+    case 13: tile(MR < 13 ? MR : 13, K, a, b, c, c_row, accumulate); break;
+    case 14: tile(MR < 14 ? MR : 14, K, a, b, c, c_row, accumulate); break;
+    }
+}
+
+/* One packed block of A (M rows) times the packed block of B (N columns). */
+static void multiply_blocks(int M, int N, int K, const real *a, const real *b, real *c,
+                            size_t c_row, int accumulate) {
+    _Alignas(64) real edge[MR * NR]; // a tile that hangs over the right edge of C
+    for (int j = 0; j < N; j += NR)
+        for (int i = 0; i < M; i += MR) {
+            int rows = M - i < MR ? M - i : MR, columns = N - j < NR ? N - j : NR;
+            const real *panel_a = a + (size_t)i * K, *panel_b = b + (size_t)j * K;
+            real *out = c + (size_t)i * c_row + j;
+            if (columns == NR) {
+                tile_rows(rows, K, panel_a, panel_b, out, c_row, accumulate);
+                continue;
+            }
+            tile_rows(rows, K, panel_a, panel_b, edge, NR, 0);
+            for (int r = 0; r < rows; r++)
+                for (int s = 0; s < columns; s++) {
+                    real *o = &out[(size_t)r * c_row + s];
+                    *o = accumulate ? *o + edge[r * NR + s] : edge[r * NR + s];
+                }
+        }
+}
+
+/* Few rows (sampling): packing B would cost as much as reading it. Its rows are read where they
+   lie, once, eight at a time, and added into sums that stay in the first-level cache. The order of
+   summation is that of the tiles, so a picture does not depend on how many are drawn with it. */
+enum { THIN_M = 32, THIN_SUMS = 4096 };
+
+static void multiply_thin(int M, int N, int K, const real *a, size_t a_row, size_t a_col,
+                          const real *b, size_t b_row, real *c, size_t c_row, int accumulate) {
+    int width = THIN_SUMS / M, threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+    int share = ((N + threads - 1) / threads + VL - 1) / VL * VL;
+    if (width > share) width = share;
+#pragma omp parallel for schedule(static) if (threads > 1 && (double)M * N * K > 1e5)
+    for (int j0 = 0; j0 < N; j0 += width) {
+        _Alignas(64) real sums[THIN_SUMS];
+        int n = N - j0 < width ? N - j0 : width;
+        for (int k0 = 0; k0 < K; k0 += KC) {
+            int k1 = K - k0 < KC ? K : k0 + KC, k = k0;
+            memset(sums, 0, (size_t)M * (size_t)width * sizeof *sums);
+            for (; k + 8 <= k1; k += 8)
+                for (int i = 0; i < M; i++) {
+                    const real *x = a + (size_t)i * a_row + (size_t)k * a_col;
+                    const real *y = b + (size_t)k * b_row + j0;
+                    real *sum = sums + i * width;
+                    real x0 = x[0], x1 = x[a_col], x2 = x[2 * a_col], x3 = x[3 * a_col];
+                    real x4 = x[4 * a_col], x5 = x[5 * a_col], x6 = x[6 * a_col],
+                         x7 = x[7 * a_col];
+#pragma omp simd
+                    for (int j = 0; j < n; j++) {
+                        real s = sum[j] + x0 * y[j];
+                        s = s + x1 * y[j + b_row];
+                        s = s + x2 * y[j + 2 * b_row];
+                        s = s + x3 * y[j + 3 * b_row];
+                        s = s + x4 * y[j + 4 * b_row];
+                        s = s + x5 * y[j + 5 * b_row];
+                        s = s + x6 * y[j + 6 * b_row];
+                        sum[j] = s + x7 * y[j + 7 * b_row];
+                    }
+                }
+            for (; k < k1; k++)
+                for (int i = 0; i < M; i++) {
+                    real x = a[(size_t)i * a_row + (size_t)k * a_col], *sum = sums + i * width;
+                    const real *y = b + (size_t)k * b_row + j0;
+#pragma omp simd
+                    for (int j = 0; j < n; j++) sum[j] = sum[j] + x * y[j];
+                }
+            for (int i = 0; i < M; i++) {
+                real *out = c + (size_t)i * c_row + j0, *sum = sums + i * width;
+                for (int j = 0; j < n; j++) out[j] = accumulate || k0 ? out[j] + sum[j] : sum[j];
+            }
+        }
+    }
+}
+
+void matmul(int M, int N, int K, const real *a, size_t a_row, size_t a_col, const real *b,
+            size_t b_row, size_t b_col, real *c, size_t c_row, int accumulate) {
+    if (M <= THIN_M && b_col == 1) {
+        multiply_thin(M, N, K, a, a_row, a_col, b, b_row, c, c_row, accumulate);
+        return;
+    }
+    int threads = omp_in_parallel() || (double)M * N * K < 1e5 ? 1 : omp_get_max_threads();
+    /* Rows per block: enough blocks for the threads to share evenly, none above MC. */
+    int shares = threads * ((M + MC * threads - 1) / (MC * threads));
+    int block = ((M + shares - 1) / shares + MR - 1) / MR * MR;
+    real *shared_b = packed_b; // the calling thread's; the others read it
+#pragma omp parallel if (threads > 1) num_threads(threads)
+    for (int j0 = 0; j0 < N; j0 += NC)
+        for (int k0 = 0; k0 < K; k0 += KC) {
+            int n = N - j0 < NC ? N - j0 : NC, k = K - k0 < KC ? K - k0 : KC;
+#pragma omp for schedule(static)
+            for (int j = 0; j < n; j += NR)
+                pack(shared_b + (size_t)j * k, NR, n - j < NR ? n - j : NR, k,
+                     b + (size_t)k0 * b_row + (size_t)(j0 + j) * b_col, b_col, b_row);
+#pragma omp for schedule(dynamic)
+            for (int i0 = 0; i0 < M; i0 += block) {
+                int m = M - i0 < block ? M - i0 : block;
+                for (int i = 0; i < m; i += MR) {
+                    int rows = m - i < MR ? m - i : MR;
+                    pack(packed_a + (size_t)i * k, rows, rows, k,
+                         a + (size_t)(i0 + i) * a_row + (size_t)k0 * a_col, a_row, a_col);
+                }
+                multiply_blocks(m, n, k, packed_a, shared_b, c + (size_t)i0 * c_row + j0, c_row,
+                                accumulate || k0);
+            }
+        }
+}
+
+/* ==== 3 layers ==================================================================================
+   Each layer is a plain function over raw pointers, its backward pass directly below it. In the
+   backward passes dx stands for the derivative of the loss by x. Parallel loops run over rows, heads
+   or blocks of fixed size that one thread owns, so sums have one order whatever the thread count. */
+
+/* RMS norm (the released model's "layer norm": neither mean-centred nor shifted).
+   n_i = x_i s g_i with s = 1 / sqrt(mean(x^2) + eps). */
+void rms_forward(real *out, real *inv, const real *x, const real *gain, int rows, int d) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const real *in = x + (size_t)r * d;
+        real *o = out + (size_t)r * d, squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int i = 0; i < d; i++) squares += in[i] * in[i];
+        real s = 1 / (real)sqrt(squares / d + 1e-5);
+        for (int i = 0; i < d; i++) o[i] = in[i] * s * gain[i];
+        inv[r] = s;
+    }
+}
+
+/* The output once more, from the inv that forward kept: cheaper than keeping the output. */
+static void rms_again(real *out, const real *x, const real *inv, const real *gain, int rows,
+                      int d) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < d; i++)
+            out[(size_t)r * d + i] = x[(size_t)r * d + i] * inv[r] * gain[i];
+}
+
+/* dx_i += s g_i dn_i - x_i s^3 / d * sum_j(dn_j g_j x_j);  dg_i += sum over rows of dn_i x_i s.
+   The second sum runs across rows: blocks of fixed size keep partial sums, added in order. */
+enum { RMS_BLOCK = 64 };
+
+size_t rms_partials(int rows) {
+    return ((size_t)rows + RMS_BLOCK - 1) / RMS_BLOCK;
+}
+
+void rms_backward(real *dx, real *dgain, real *partial, const real *dout, const real *x,
+                  const real *gain, const real *inv, int rows, int d) {
+    int blocks = (int)rms_partials(rows);
+#pragma omp parallel for schedule(static)
+    for (int block = 0; block < blocks; block++) {
+        real *sum = partial + (size_t)block * d;
+        memset(sum, 0, (size_t)d * sizeof *sum);
+        for (int r = block * RMS_BLOCK; r < rows && r < (block + 1) * RMS_BLOCK; r++) {
+            const real *in = x + (size_t)r * d, *dn = dout + (size_t)r * d;
+            real *dr = dx + (size_t)r * d, s = inv[r], dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (int i = 0; i < d; i++) dot += dn[i] * gain[i] * in[i];
+            dot *= s * s * s / d;
+#pragma omp simd
+            for (int i = 0; i < d; i++) {
+                dr[i] += s * gain[i] * dn[i] - dot * in[i];
+                sum[i] += dn[i] * in[i] * s;
+            }
+        }
+    }
+    for (int block = 0; block < blocks; block++)
+        for (int i = 0; i < d; i++) dgain[i] += partial[(size_t)block * d + i];
+}
+
+/* Which row of wte is the content at position t: K is sos, -1 nothing (masked). */
+static int content_at(const uint16_t *tokens, const uint8_t *mask, int t, int K) {
+    if (mask) return mask[t] ? -1 : tokens[t];
+    return t ? tokens[t - 1] : K;
+}
+
+void embed_forward(real *h, const uint16_t *tokens, const uint8_t *mask, const real *wte,
+                   const real *wpe, int B, int T, int d, int K) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < B * T; r++) {
+        int b = r / T, t = r % T;
+        int row = content_at(tokens + (size_t)b * T, mask ? mask + (size_t)b * T : NULL, t, K);
+        const real *position = wpe + (size_t)t * d, *content = wte + (size_t)(row < 0 ? 0 : row) * d;
+        real *o = h + (size_t)r * d;
+        if (row < 0) memcpy(o, position, (size_t)d * sizeof *o);
+        else
+            for (int i = 0; i < d; i++) o[i] = content[i] + position[i];
+    }
+}
+
+/* dwte[content] += dh, dwpe[t] += dh. Rows of wte collide, so threads own columns instead. */
+void embed_backward(real *dwte, real *dwpe, const real *dh, const uint16_t *tokens,
+                    const uint8_t *mask, int B, int T, int d, int K) {
+    enum { COLUMNS = 32 };
+#pragma omp parallel for schedule(static)
+    for (int i0 = 0; i0 < d; i0 += COLUMNS) {
+        int n = d - i0 < COLUMNS ? d - i0 : COLUMNS;
+        for (int r = 0; r < B * T; r++) {
+            int b = r / T, t = r % T;
+            int row = content_at(tokens + (size_t)b * T, mask ? mask + (size_t)b * T : NULL, t, K);
+            const real *in = dh + (size_t)r * d + i0;
+            real *position = dwpe + (size_t)t * d + i0;
+            for (int i = 0; i < n; i++) position[i] += in[i];
+            if (row < 0) continue;
+            real *content = dwte + (size_t)row * d + i0;
+            for (int i = 0; i < n; i++) content[i] += in[i];
+        }
+    }
+}
+
+/* Attention: P = softmax(Q K' / sqrt(d / H)), out = P V, for each image and head.
+
+   P would be T x T. Only a band of BAND rows of it exists at a time (for each thread), and only the
+   keys that the band can see: the memory stays linear in T.
+
+               keys 0 .. T-1                 causal: row i sees keys 0 .. i
+             +---------------+
+             |\              |
+      band { |##\            |   #: computed at once, BAND x (last row + 1)
+             |    \          |
+             |      \        |   backward runs over the same bands and computes P again from the
+             +---------------+   scores and lse: p_ij = exp(s_ij - lse_i) needs no second softmax */
+enum { BAND = 56 / MR * MR };
+
+size_t attention_scratch(int T) {
+    return 2 * (size_t)BAND * (size_t)T;
+}
+
+/* Turn row[0..n) of scores into exp(scale * (score - max)) and zero row[n..width); returns their
+   sum, and the log-sum-exp of the scaled scores in *lse. */
+static real softmax_row(real *row, int n, int width, real scale, real *lse) {
+    real max = row[0], sum = 0;
+#pragma omp simd reduction(max : max)
+    for (int j = 0; j < n; j++) max = row[j] > max ? row[j] : max;
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < n; j++) {
+        row[j] = real_exp(scale * (row[j] - max));
+        sum += row[j];
+    }
+    for (int j = n; j < width; j++) row[j] = 0;
+    *lse = scale * max + (real)log(sum);
+    return sum;
+}
+
+void attention_forward(real *out, real *lse, const real *qkv, int B, int T, int d, int H,
+                       int causal, real *scratch, int threads) {
+    int hs = d / H, bands = (T + BAND - 1) / BAND;
+    size_t row = 3 * (size_t)d; // from one position of qkv to the next
+    real scale = 1 / (real)sqrt(hs);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int task = B * H * bands - 1; task >= 0; task--) { // the longest bands first
+        int b = task % (B * H) / H, h = task % H, i0 = task / (B * H) * BAND;
+        int rows = T - i0 < BAND ? T - i0 : BAND, keys = causal ? i0 + rows : T;
+        real *p = scratch + (size_t)omp_get_thread_num() * attention_scratch(T); // (rows, keys)
+        const real *q = qkv + ((size_t)b * T + i0) * row + (size_t)h * hs;
+        const real *k = qkv + (size_t)b * T * row + d + (size_t)h * hs, *v = k + d;
+        real *o = out + ((size_t)b * T + i0) * d + (size_t)h * hs, inverse[BAND];
+        matmul(rows, keys, hs, q, row, 1, k, 1, row, p, keys, 0);
+        for (int i = 0; i < rows; i++)
+            inverse[i] = 1 / softmax_row(p + (size_t)i * keys, causal ? i0 + i + 1 : T, keys, scale,
+                                         &lse[((size_t)b * H + h) * T + i0 + i]);
+        matmul(rows, hs, keys, p, keys, 1, v, row, 1, o, d, 0);
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < hs; j++) o[(size_t)i * d + j] *= inverse[i];
+    }
+}
+
+/* With dP = dout V':  dS = P * (dP - D), where D_i = sum_j(P_ij dP_ij) = dout_i . out_i;
+   dQ = scale dS K, dK = scale dS' Q, dV = P' dout. A thread owns an image's head and adds its
+   bands to dK and dV from the last to the first: the last one reaches all keys and so starts them. */
+void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out,
+                        const real *lse, int B, int T, int d, int H, int causal, real *scratch,
+                        int threads) {
+    int hs = d / H, last = (T - 1) / BAND * BAND;
+    size_t row = 3 * (size_t)d;
+    real scale = 1 / (real)sqrt(hs);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int task = 0; task < B * H; task++) {
+        int b = task / H, h = task % H;
+        size_t head = (size_t)b * T * row + (size_t)h * hs, o_head = (size_t)b * T * d + (size_t)h * hs;
+        const real *k = qkv + head + d, *v = k + d;
+        real *dk = dqkv + head + d, *dv = dk + d;
+        real *p = scratch + (size_t)omp_get_thread_num() * attention_scratch(T); // (rows, keys)
+        real *ds = p + (size_t)BAND * T;                                         // (rows, keys)
+        for (int i0 = last; i0 >= 0; i0 -= BAND) {
+            int rows = T - i0 < BAND ? T - i0 : BAND, keys = causal ? i0 + rows : T;
+            const real *q = qkv + head + (size_t)i0 * row, *o = out + o_head + (size_t)i0 * d;
+            const real *go = dout + o_head + (size_t)i0 * d;
+            const real *row_lse = lse + ((size_t)b * H + h) * T + i0;
+            matmul(rows, keys, hs, q, row, 1, k, 1, row, p, keys, 0);
+            matmul(rows, keys, hs, go, d, 1, v, 1, row, ds, keys, 0);
+            for (int i = 0; i < rows; i++) {
+                real *pi = p + (size_t)i * keys, *di = ds + (size_t)i * keys, dot = 0;
+                int n = causal ? i0 + i + 1 : T;
+                for (int j = 0; j < hs; j++) dot += go[(size_t)i * d + j] * o[(size_t)i * d + j];
+#pragma omp simd
+                for (int j = 0; j < n; j++) {
+                    pi[j] = real_exp(scale * pi[j] - row_lse[i]);
+                    di[j] = scale * pi[j] * (di[j] - dot);
+                }
+                for (int j = n; j < keys; j++) pi[j] = di[j] = 0;
+            }
+            matmul(rows, hs, keys, ds, keys, 1, k, row, 1, dqkv + head + (size_t)i0 * row, row, 0);
+            matmul(keys, hs, rows, ds, 1, keys, q, row, 1, dk, row, i0 < last);
+            matmul(keys, hs, rows, p, 1, keys, go, d, 1, dv, row, i0 < last);
+        }
+    }
+}
+
+/* The activation, "quick GELU": g = u sigmoid(1.702 u). */
+void gelu_forward(real *g, const real *u, int rows, int width) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const real *in = u + (size_t)r * width;
+        real *o = g + (size_t)r * width;
+#pragma omp simd
+        for (int i = 0; i < width; i++) o[i] = in[i] * (1 / (1 + real_exp((real)-1.702 * in[i])));
+    }
+}
+
+/* g' = s + 1.702 u s (1 - s), s = sigmoid(1.702 u). s gives g too: one pass serves both. */
+void gelu_backward(real *du, real *g, const real *u, int rows, int width) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const real *in = u + (size_t)r * width;
+        real *o = g + (size_t)r * width, *dr = du + (size_t)r * width;
+#pragma omp simd
+        for (int i = 0; i < width; i++) {
+            real s = 1 / (1 + real_exp((real)-1.702 * in[i]));
+            o[i] = in[i] * s;
+            dr[i] *= s + (real)1.702 * o[i] * (1 - s);
+        }
+    }
+}
+
+/* Cross entropy of a softmax: nll = log(sum_k exp(l_k)) - l_target. */
+void softmax_loss_forward(real *probs, real *nll, const uint16_t *targets, int rows, int K) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        real *p = probs + (size_t)r * K, logit = p[targets[r]], lse;
+        real inverse = 1 / softmax_row(p, K, K, 1, &lse);
+        for (int k = 0; k < K; k++) p[k] *= inverse;
+        nll[r] = lse - logit;
+    }
+}
+
+/* d nll / d l_k = p_k - [k = target]. */
+void softmax_loss_backward(real *probs, const uint16_t *targets, const real *weight, int rows,
+                           int K) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        real *p = probs + (size_t)r * K;
+        p[targets[r]] -= 1;
+        for (int k = 0; k < K; k++) p[k] *= weight[r];
+    }
+}
+
+/* ==== 4 model ===================================================================================
+   The network of the paper's section 2.3, as OpenAI released it. Two ideas: one table names every
+   tensor, and counting, initialising, saving, loading, gradient checks and `info` all walk it; one
+   function lays out the activations, and the same function run without memory measures them. */
+
+enum { WTE, WPE, LN_1, C_ATTN, ATTN_PROJ, LN_2, C_FC, MLP_PROJ, LN_F, LM_HEAD, SCORE, N_KINDS };
+enum { DIM_1, DIM_D, DIM_3D, DIM_4D, DIM_T, DIM_K, DIM_SOS, DIM_C }; // DIM_SOS: K + 1
+enum { STD_ONES, STD_ZERO, STD_001, STD_002, STD_ATTN, STD_PROJ };
+
+static const struct {
+    const char *name; // "#" stands for the layer's number
+    int rows, cols, std, has_bias;
+} tensor_table[N_KINDS] = {
+    [WTE] = {"transformer.wte.weight", DIM_SOS, DIM_D, STD_002, 0},
+    [WPE] = {"transformer.wpe.weight", DIM_T, DIM_D, STD_001, 0},
+    [LN_1] = {"transformer.h.#.ln_1.weight", DIM_1, DIM_D, STD_ONES, 0},
+    [C_ATTN] = {"transformer.h.#.attn.c_attn.weight", DIM_D, DIM_3D, STD_ATTN, 1},
+    [ATTN_PROJ] = {"transformer.h.#.attn.c_proj.weight", DIM_D, DIM_D, STD_PROJ, 1},
+    [LN_2] = {"transformer.h.#.ln_2.weight", DIM_1, DIM_D, STD_ONES, 0},
+    [C_FC] = {"transformer.h.#.mlp.c_fc.weight", DIM_D, DIM_4D, STD_002, 1},
+    [MLP_PROJ] = {"transformer.h.#.mlp.c_proj.weight", DIM_4D, DIM_D, STD_002, 1},
+    [LN_F] = {"transformer.ln_f.weight", DIM_1, DIM_D, STD_ONES, 0},
+    [LM_HEAD] = {"lm_head.weight", DIM_K, DIM_D, STD_ZERO, 0},
+    [SCORE] = {"score.weight", DIM_C, DIM_D, STD_ZERO, 0},
+};
+
+static int in_block(int kind) { // one for each layer
+    return kind >= LN_1 && kind <= MLP_PROJ;
+}
+
+static size_t dimension(const Config *c, int dim) {
+    size_t d = (size_t)c->n_embd;
+    switch (dim) {
+    case DIM_D: return d;
+    case DIM_3D: return 3 * d;
+    case DIM_4D: return 4 * d;
+    case DIM_T: return (size_t)c->n_px * (size_t)c->n_px;
+    case DIM_K: return (size_t)c->n_vocab;
+    case DIM_SOS: return (size_t)c->n_vocab + 1;
+    case DIM_C: return (size_t)c->n_class;
+    default: return 1;
+    }
+}
+
+static double initial_std(const Config *c, int std) {
+    switch (std) {
+    case STD_ZERO: return 0;
+    case STD_001: return 0.01;
+    case STD_002: return 0.02;
+    case STD_ATTN: return 1 / sqrt(c->n_embd);
+    case STD_PROJ: return 1 / sqrt((double)c->n_embd * c->n_layer);
+    default: return -1;
+    }
+}
+
+int config_check(const Config *c) {
+    const struct {
+        const char *name;
+        int value, low, high;
+    } fields[] = {
+        {"n_px", c->n_px, 1, 256},        {"n_vocab", c->n_vocab, 2, 65535},
+        {"n_embd", c->n_embd, 1, 16384},  {"n_head", c->n_head, 1, 1024},
+        {"n_layer", c->n_layer, 1, 1024}, {"n_class", c->n_class, 0, 65535},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (fields[i].value < fields[i].low || fields[i].value > fields[i].high)
+            return fail("%s is %d, it must lie between %d and %d", fields[i].name, fields[i].value,
+                        fields[i].low, fields[i].high);
+    if (c->n_embd % c->n_head)
+        return fail("n_embd %d is not divisible by n_head %d", c->n_embd, c->n_head);
+    return 0;
+}
+
+static void tensor_add(Model *m, int kind, int layer) {
+    const Config *c = &m->config;
+    Tensor *t = &m->tensors[m->n_tensors++];
+    const char *name = tensor_table[kind].name, *hash = strchr(name, '#');
+    if (hash)
+        snprintf(t->name, sizeof t->name, "%.*s%d%s", (int)(hash - name), name, layer, hash + 1);
+    else snprintf(t->name, sizeof t->name, "%s", name);
+    t->kind = kind;
+    t->layer = layer;
+    t->rank = tensor_table[kind].rows == DIM_1 ? 1 : 2;
+    t->rows = dimension(c, tensor_table[kind].rows);
+    t->cols = dimension(c, tensor_table[kind].cols);
+    t->std = initial_std(c, tensor_table[kind].std);
+    t->has_bias = tensor_table[kind].has_bias;
+    t->offset = m->n_params;
+    m->n_params += t->rows * t->cols;
+}
+
+int model_list(Model *m, Config config) {
+    *m = (Model){.config = config};
+    if (config_check(&config)) return -1;
+    m->tensors = zalloc((size_t)N_KINDS * (size_t)config.n_layer, sizeof *m->tensors);
+    if (!m->tensors) return -1;
+    for (int kind = 0; kind < LN_1; kind++) tensor_add(m, kind, 0);
+    for (int l = 0; l < config.n_layer; l++)
+        for (int kind = LN_1; kind <= MLP_PROJ; kind++) tensor_add(m, kind, l);
+    for (int kind = LN_F; kind < N_KINDS; kind++)
+        if (kind != SCORE || config.n_class) tensor_add(m, kind, 0);
+    return 0;
+}
+
+static int class_rename(Model *m, int k, const char *name) {
+    char *copy = strdup(name);
+    if (!copy) return fail("out of memory for class names");
+    free(m->class_names[k]);
+    m->class_names[k] = copy;
+    return 0;
+}
+
+int model_init(Model *m, Config config) {
+    if (model_list(m, config)) return -1;
+    m->params = zalloc(m->n_params, sizeof(real));
+    m->palette = zalloc((size_t)config.n_vocab * 3, sizeof(real));
+    m->class_names = zalloc((size_t)config.n_class, sizeof *m->class_names);
+    int bad = !m->params || !m->palette || !m->class_names;
+    for (int k = 0; k < config.n_class && !bad; k++) {
+        char number[16];
+        snprintf(number, sizeof number, "%d", k);
+        bad = class_rename(m, k, number);
+    }
+    if (bad) model_free(m);
+    return bad ? -1 : 0;
+}
+
+void model_free(Model *m) {
+    for (int k = 0; m->class_names && k < m->config.n_class; k++) free(m->class_names[k]);
+    free(m->class_names);
+    free(m->palette);
+    free(m->tensors);
+    free(m->params);
+    *m = (Model){.n_tensors = 0};
+}
+
+void model_randomise(Model *m, uint64_t seed) {
+    for (int i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = &m->tensors[i];
+        real *w = m->params + t->offset;
+        for (size_t j = 0; j < t->rows * t->cols; j++)
+            w[j] = t->std < 0
+                       ? 1
+                       : (real)(t->std * random_normal(seed, stream_of(FOR_INIT, (uint64_t)i), j));
+    }
+}
+
+/* The place of a tensor in params, or in gradients, which are laid out alike. */
+static real *at(const Model *m, real *base, int kind, int layer) {
+    int per_block = MLP_PROJ - LN_1 + 1;
+    int index = kind < LN_1     ? kind
+                : in_block(kind) ? kind + layer * per_block
+                                 : kind + (m->config.n_layer - 1) * per_block;
+    return base + m->tensors[index].offset;
+}
+
+/* Activations. The names follow the data through a block; backward's are below the line. */
+struct Activations {
+    int threads, keep;
+    size_t bytes;
+    /* Of each layer, or of one at a time where less is kept. */
+    real *h;     // (L + 1, B, T, d) block inputs; the last is the network's output
+    real *inv_1; // (B, T)
+    real *qkv;   // (B, T, 3d)
+    real *lse;   // (B, H, T)
+    real *att;   // (B, T, d)
+    real *a;     // (B, T, d) input plus attention
+    real *inv_2; // (B, T)
+    real *u;     // (B, T, 4d)
+    /* Of the pass. */
+    real *n;        // (B, T, d) the normalised input of whatever matmul comes next
+    real *g;        // (B, T, 4d)
+    real *inv_f;    // (B, T)
+    real *logits;   // (B, T, K), then probabilities, then their gradient
+    real *nll;      // (B, T)
+    real *weight;   // (B, T) of each position in the loss
+    real *features; // (B, d) mean of n^L over positions
+    real *classes;  // (B, C) like logits
+    real *scratch;  // (threads, attention_scratch(T))
+    /* Of backward. */
+    real *dh;      // (B, T, d)
+    real *dn;      // (B, T, d)
+    real *wide;    // (B, T, 4d) gradient of u; then of qkv (3d) and att (d)
+    real *partial; // (rms_partials(B T), d)
+};
+
+/* Hand out n reals of the block at base, each piece on a cache line; base NULL only counts. */
+static real *carve(real *base, size_t *used, size_t n) {
+    real *piece = base ? base + *used : NULL;
+    *used += (n + 15) / 16 * 16;
+    return piece;
+}
+
+/* Lay out the activations behind their own struct; returns the bytes that takes. */
+static size_t activations_place(Activations *s, real *base, const Config *c, int B, int keep) {
+    size_t T = dimension(c, DIM_T), d = (size_t)c->n_embd, rows = (size_t)B * T, used = 0;
+    size_t layers = keep == KEEP_ALL ? (size_t)c->n_layer : 1;
+    size_t inputs = keep == KEEP_NOTHING ? 1 : (size_t)c->n_layer + 1;
+    size_t K = (size_t)c->n_vocab, C = (size_t)c->n_class;
+    s->h = carve(base, &used, inputs * rows * d);
+    s->inv_1 = carve(base, &used, layers * rows);
+    s->qkv = carve(base, &used, layers * rows * 3 * d);
+    s->lse = carve(base, &used, layers * rows * (size_t)c->n_head);
+    s->att = carve(base, &used, layers * rows * d);
+    s->a = carve(base, &used, layers * rows * d);
+    s->inv_2 = carve(base, &used, layers * rows);
+    s->u = carve(base, &used, layers * rows * 4 * d);
+    s->n = carve(base, &used, rows * d);
+    s->g = carve(base, &used, rows * 4 * d);
+    s->inv_f = carve(base, &used, rows);
+    s->logits = carve(base, &used, rows * K);
+    s->nll = carve(base, &used, rows);
+    s->weight = carve(base, &used, rows);
+    s->features = carve(base, &used, (size_t)B * d);
+    s->classes = carve(base, &used, (size_t)B * C);
+    s->scratch = carve(base, &used, (size_t)s->threads * attention_scratch((int)T));
+    if (keep != KEEP_NOTHING) {
+        s->dh = carve(base, &used, rows * d);
+        s->dn = carve(base, &used, rows * d);
+        s->wide = carve(base, &used, rows * 4 * d);
+        s->partial = carve(base, &used, rms_partials((int)rows) * d);
+    }
+    return used * sizeof(real);
+}
+
+enum { HEADER = (sizeof(Activations) + 63) / 64 * 64 };
+
+size_t activations_bytes(const Config *c, int B, int keep) {
+    Activations s = {.threads = threads_get()};
+    return HEADER + activations_place(&s, NULL, c, B, keep);
+}
+
+Activations *activations_new(const Config *c, int B, int keep) {
+    if ((double)B * c->n_px * c->n_px > INT_MAX)
+        return fail("a pass over %d images of %d x %d is too large", B, c->n_px, c->n_px), NULL;
+    Activations *s = zalloc(activations_bytes(c, B, keep), 1);
+    if (!s) return NULL;
+    s->threads = threads_get();
+    s->keep = keep;
+    activations_place(s, (real *)((char *)s + HEADER), c, B, keep);
+    return s;
+}
+
+/* One layer's activations: those pointers advanced to its slot. */
+static Activations layer_slot(const Activations *s, const Config *c, int l, int B) {
+    size_t T = dimension(c, DIM_T), d = (size_t)c->n_embd, rows = (size_t)B * T;
+    size_t slot = s->keep == KEEP_ALL ? (size_t)l : 0, input = s->keep == KEEP_NOTHING ? 0 : (size_t)l;
+    Activations view = *s;
+    view.h += input * rows * d;
+    view.inv_1 += slot * rows;
+    view.qkv += slot * rows * 3 * d;
+    view.lse += slot * rows * (size_t)c->n_head;
+    view.att += slot * rows * d;
+    view.a += slot * rows * d;
+    view.inv_2 += slot * rows;
+    view.u += slot * rows * 4 * d;
+    return view;
+}
+
+/* out (rows, n_out) (+)= x (rows, n_in) w (n_in, n_out); its backward pass has two halves. */
+static void linear_forward(real *out, const real *x, const real *w, int rows, int n_in, int n_out,
+                           int accumulate) {
+    matmul(rows, n_out, n_in, x, (size_t)n_in, 1, w, (size_t)n_out, 1, out, (size_t)n_out,
+           accumulate);
+}
+
+/* dx = dout w' */
+static void linear_backward_input(real *dx, const real *dout, const real *w, int rows, int n_in,
+                                  int n_out) {
+    matmul(rows, n_in, n_out, dout, (size_t)n_out, 1, w, 1, (size_t)n_out, dx, (size_t)n_in, 0);
+}
+
+/* dw += x' dout */
+static void linear_backward_weight(real *dw, const real *dout, const real *x, int rows, int n_in,
+                                   int n_out) {
+    matmul(n_in, n_out, rows, x, 1, (size_t)n_in, dout, (size_t)n_out, 1, dw, (size_t)n_out, 1);
+}
+
+/* A block, up to what backward needs of it: a = h + attn(rms(h)), u = rms(a) W_fc. */
+static void block_inner(const Model *m, const Activations *s, int l, int B) {
+    const Config *c = &m->config;
+    int T = c->n_px * c->n_px, d = c->n_embd, rows = B * T;
+    real *w = m->params;
+    rms_forward(s->n, s->inv_1, s->h, at(m, w, LN_1, l), rows, d);
+    linear_forward(s->qkv, s->n, at(m, w, C_ATTN, l), rows, d, 3 * d, 0);
+    attention_forward(s->att, s->lse, s->qkv, B, T, d, c->n_head, c->objective == OBJECTIVE_AR,
+                      s->scratch, s->threads);
+    memcpy(s->a, s->h, (size_t)rows * (size_t)d * sizeof *s->a);
+    linear_forward(s->a, s->att, at(m, w, ATTN_PROJ, l), rows, d, d, 1);
+    rms_forward(s->n, s->inv_2, s->a, at(m, w, LN_2, l), rows, d);
+    linear_forward(s->u, s->n, at(m, w, C_FC, l), rows, d, 4 * d, 0);
+}
+
+/* out (rows, d) = a + gelu(u) W_proj: the block's output, the next one's input. */
+static void block_forward(const Model *m, const Activations *s, int l, int B, real *out) {
+    int d = m->config.n_embd, rows = B * m->config.n_px * m->config.n_px;
+    block_inner(m, s, l, B);
+    gelu_forward(s->g, s->u, rows, 4 * d);
+    memcpy(out, s->a, (size_t)rows * (size_t)d * sizeof *out);
+    linear_forward(out, s->g, at(m, m->params, MLP_PROJ, l), rows, 4 * d, d, 1);
+}
+
+/* s->dh goes in as the gradient of the block's output and comes out as that of its input. */
+static void block_backward(const Model *m, const Activations *s, int l, int B, real *grads) {
+    const Config *c = &m->config;
+    int T = c->n_px * c->n_px, d = c->n_embd, rows = B * T;
+    const real *ln_1 = at(m, m->params, LN_1, l), *ln_2 = at(m, m->params, LN_2, l);
+    real *du = s->wide, *dqkv = s->wide, *datt = s->wide + 3 * (size_t)rows * (size_t)d;
+
+    linear_backward_input(du, s->dh, at(m, m->params, MLP_PROJ, l), rows, 4 * d, d);
+    gelu_backward(du, s->g, s->u, rows, 4 * d);
+    linear_backward_weight(at(m, grads, MLP_PROJ, l), s->dh, s->g, rows, 4 * d, d);
+    rms_again(s->n, s->a, s->inv_2, ln_2, rows, d);
+    linear_backward_weight(at(m, grads, C_FC, l), du, s->n, rows, d, 4 * d);
+    linear_backward_input(s->dn, du, at(m, m->params, C_FC, l), rows, d, 4 * d);
+    rms_backward(s->dh, at(m, grads, LN_2, l), s->partial, s->dn, s->a, ln_2, s->inv_2, rows, d);
+
+    linear_backward_input(datt, s->dh, at(m, m->params, ATTN_PROJ, l), rows, d, d);
+    linear_backward_weight(at(m, grads, ATTN_PROJ, l), s->dh, s->att, rows, d, d);
+    attention_backward(dqkv, datt, s->qkv, s->att, s->lse, B, T, d, c->n_head,
+                       c->objective == OBJECTIVE_AR, s->scratch, s->threads);
+    rms_again(s->n, s->h, s->inv_1, ln_1, rows, d);
+    linear_backward_weight(at(m, grads, C_ATTN, l), dqkv, s->n, rows, d, 3 * d);
+    linear_backward_input(s->dn, dqkv, at(m, m->params, C_ATTN, l), rows, d, 3 * d);
+    rms_backward(s->dh, at(m, grads, LN_1, l), s->partial, s->dn, s->h, ln_1, s->inv_1, rows, d);
+}
+
+const real *model_forward(const Model *m, Activations *s, const uint16_t *tokens,
+                          const uint8_t *mask, int B) {
+    const Config *c = &m->config;
+    int T = c->n_px * c->n_px, d = c->n_embd, L = c->n_layer;
+    embed_forward(s->h, tokens, mask, at(m, m->params, WTE, 0), at(m, m->params, WPE, 0), B, T, d,
+                  c->n_vocab);
+    for (int l = 0; l < L; l++) {
+        Activations view = layer_slot(s, c, l, B);
+        block_forward(m, &view, l, B, layer_slot(s, c, l + 1, B).h);
+    }
+    rms_forward(s->n, s->inv_f, layer_slot(s, c, L, B).h, at(m, m->params, LN_F, 0), B * T, d);
+    return s->n;
+}
+
+real *model_logits(const Model *m, Activations *s, int B) {
+    const Config *c = &m->config;
+    int rows = B * c->n_px * c->n_px;
+    linear_backward_input(s->logits, s->n, at(m, m->params, LM_HEAD, 0), rows, c->n_vocab,
+                          c->n_embd); // n lm_head': lm_head is stored (out, in)
+    return s->logits;
+}
+
+/* From s->dn, the gradient of n^L, back to the embeddings. */
+static void model_backward(const Model *m, Activations *s, const uint16_t *tokens,
+                           const uint8_t *mask, int B, real *grads) {
+    const Config *c = &m->config;
+    int T = c->n_px * c->n_px, d = c->n_embd, L = c->n_layer;
+    memset(s->dh, 0, (size_t)B * (size_t)T * (size_t)d * sizeof *s->dh);
+    rms_backward(s->dh, at(m, grads, LN_F, 0), s->partial, s->dn, layer_slot(s, c, L, B).h,
+                 at(m, m->params, LN_F, 0), s->inv_f, B * T, d);
+    for (int l = L - 1; l >= 0; l--) {
+        Activations view = layer_slot(s, c, l, B);
+        if (s->keep == KEEP_INPUTS) block_inner(m, &view, l, B);
+        block_backward(m, &view, l, B, grads);
+    }
+    embed_backward(at(m, grads, WTE, 0), at(m, grads, WPE, 0), s->dh, tokens, mask, B, T, d,
+                   c->n_vocab);
+}
+
+/* ==== 5 objectives ==============================================================================
+   Section 2.1 of the paper: L_AR predicts each pixel from those before it, L_BERT the masked pixels
+   from the others; section 2.2: L_CLF predicts the class from the mean of n^L over positions. All
+   three are cross entropies on top of one forward pass, and their gradients meet in n^L. */
+
+/* L_GEN: the sum over images of the mean nll of their positions (for BERT: of the masked ones).
+   With grads: writes s->dn, adds to lm_head's gradient. */
+static double generative_loss(const Model *m, Activations *s, const Batch *batch, double scale,
+                              real *grads) {
+    const Config *c = &m->config;
+    int T = c->n_px * c->n_px, d = c->n_embd, K = c->n_vocab, rows = batch->B * T;
+    double loss = 0;
+    softmax_loss_forward(model_logits(m, s, batch->B), s->nll, batch->tokens, rows, K);
+    for (int b = 0; b < batch->B; b++) {
+        const uint8_t *mask = batch->mask ? batch->mask + (size_t)b * (size_t)T : NULL;
+        real *nll = s->nll + (size_t)b * (size_t)T, *weight = s->weight + (size_t)b * (size_t)T;
+        double sum = 0;
+        int counted = 0;
+        for (int t = 0; t < T; t++)
+            if (!mask || mask[t]) {
+                sum += nll[t];
+                counted++;
+            }
+        for (int t = 0; t < T; t++)
+            weight[t] = !mask || mask[t] ? (real)(scale / counted) : 0;
+        loss += counted ? sum / counted : 0;
+    }
+    if (grads) {
+        const real *lm_head = at(m, m->params, LM_HEAD, 0); // (K, d)
+        softmax_loss_backward(s->logits, batch->tokens, s->weight, rows, K);
+        linear_forward(s->dn, s->logits, lm_head, rows, K, d, 0);
+        linear_backward_weight(at(m, grads, LM_HEAD, 0), s->n, s->logits, rows, K, d);
+    }
+    return loss;
+}
+
+/* Class logits (B, C) = features (B, d) score', features = mean over positions of n^L. */
+static void classify(const Model *m, Activations *s, int B) {
+    int T = m->config.n_px * m->config.n_px, d = m->config.n_embd;
+#pragma omp parallel for schedule(static)
+    for (int b = 0; b < B; b++) {
+        real *f = s->features + (size_t)b * (size_t)d;
+        memset(f, 0, (size_t)d * sizeof *f);
+        for (int t = 0; t < T; t++) {
+            const real *n = s->n + ((size_t)b * (size_t)T + (size_t)t) * (size_t)d;
+            for (int i = 0; i < d; i++) f[i] += n[i];
+        }
+        for (int i = 0; i < d; i++) f[i] /= (real)T;
+    }
+    linear_backward_input(s->classes, s->features, at(m, m->params, SCORE, 0), B, m->config.n_class,
+                          d); // f score': score is stored (out, in)
+}
+
+/* L_CLF: class logits = score f, f = mean over positions of n^L. With grads: adds to s->dn and to
+   score's gradient. B and C are small: plain loops. */
+static double classifier_loss(const Model *m, Activations *s, const Batch *batch, double scale,
+                              real *grads, int *correct) {
+    const Config *c = &m->config;
+    int T = c->n_px * c->n_px, d = c->n_embd, C = c->n_class;
+    double loss = 0;
+    classify(m, s, batch->B);
+    for (int b = 0; b < batch->B; b++) {
+        real *p = s->classes + (size_t)b * (size_t)C, logit = p[batch->labels[b]], lse;
+        int best = 0;
+        for (int k = 1; k < C; k++)
+            if (p[k] > p[best]) best = k;
+        *correct += best == batch->labels[b];
+        real inverse = 1 / softmax_row(p, C, C, 1, &lse);
+        loss += lse - logit;
+        for (int k = 0; k < C; k++) p[k] *= inverse;
+        p[batch->labels[b]] -= 1;
+        for (int k = 0; k < C; k++) p[k] *= (real)scale; // now the logits' gradient
+    }
+    if (grads) {
+        const real *score = at(m, m->params, SCORE, 0);
+        linear_backward_weight(at(m, grads, SCORE, 0), s->features, s->classes, batch->B, C, d);
+        linear_forward(s->features, s->classes, score, batch->B, C, d, 0); // df
+#pragma omp parallel for schedule(static)
+        for (int r = 0; r < batch->B * T; r++) {
+            const real *df = s->features + (size_t)(r / T) * (size_t)d;
+            for (int i = 0; i < d; i++) s->dn[(size_t)r * (size_t)d + (size_t)i] += df[i] / (real)T;
+        }
+    }
+    return loss;
+}
+
+Losses objective(const Model *m, Activations *s, const Batch *batch, double gen_weight,
+                 double clf_weight, double scale, real *grads) {
+    Losses losses = {0, 0, 0};
+    int T = m->config.n_px * m->config.n_px;
+    model_forward(m, s, batch->tokens, batch->mask, batch->B);
+    if (gen_weight != 0) losses.gen = generative_loss(m, s, batch, gen_weight * scale, grads);
+    else if (grads)
+        memset(s->dn, 0, (size_t)batch->B * (size_t)T * (size_t)m->config.n_embd * sizeof *s->dn);
+    if (clf_weight != 0)
+        losses.clf = classifier_loss(m, s, batch, clf_weight * scale, grads, &losses.correct);
+    if (grads) model_backward(m, s, batch->tokens, batch->mask, batch->B, grads);
+    return losses;
+}
+
+/* ==== 6 optimiser ===============================================================================
+   Adam with the paper's settings (appendix): beta2 0.95, no weight decay. The work is reading and
+   writing memory, so one pass does everything, down to clearing the gradient. */
+
+void adam_step(real *params, real *grads, real *first, real *second, size_t n, int step,
+               double lr) {
+    enum { BLOCK = 4096 }; // fixed, so that vector and remainder loops split alike for all threads
+    const real beta1 = (real)0.9, beta2 = (real)0.95, eps = (real)1e-8;
+    const real rate = (real)(lr / (1 - pow(0.9, step)));
+    const real unbias = (real)(1 / sqrt(1 - pow(0.95, step)));
+    size_t blocks = (n + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static)
+    for (size_t block = 0; block < blocks; block++) {
+        size_t end = (block + 1) * BLOCK < n ? (block + 1) * BLOCK : n;
+#pragma omp simd
+        for (size_t i = block * BLOCK; i < end; i++) {
+            real g = grads[i];
+            first[i] = beta1 * first[i] + (1 - beta1) * g;
+            second[i] = beta2 * second[i] + (1 - beta2) * g * g;
+            params[i] -= rate * first[i] / (square_root(second[i]) * unbias + eps);
+            grads[i] = 0;
+        }
+    }
+}
+
+double learning_rate(int step, int steps, int warmup, double peak) {
+    if (step < warmup) return peak * (step + 1) / warmup;
+    double done = (double)(step - warmup) / (steps > warmup ? steps - warmup : 1);
+    return peak * 0.5 * (1 + cos(3.14159265358979323846 * done));
+}
+
+/* ==== 7 palette =================================================================================
+   Pictures become sequences of colour numbers (paper, section 3.2: a 9-bit palette by k-means cuts
+   the sequence to a third of what separate channels would take). The one idea: an image set has far
+   fewer colours than pixels, so k-means runs over distinct colours, weighted by their counts. Sums
+   of bytes are whole numbers, exact in 64 bits, so threads may add them in any order. */
+
+/* The centres as the search wants them: planes of red, green and blue. */
+typedef struct {
+    int K;
+    float *plane; // (3, K)
+} Centres;
+
+/* The centre nearest to a colour; the first of several. *distance: the square of it. */
+static int nearest(const Centres *c, const float *colour, float *distance) {
+    enum { CHUNK = 128 };
+    const float *red = c->plane, *green = red + c->K, *blue = green + c->K;
+    float best = INFINITY, squares[CHUNK];
+    int index = 0;
+    for (int k0 = 0; k0 < c->K; k0 += CHUNK) {
+        int n = c->K - k0 < CHUNK ? c->K - k0 : CHUNK;
+        float least = INFINITY;
+#pragma omp simd reduction(min : least)
+        for (int k = 0; k < n; k++) {
+            float r = colour[0] - red[k0 + k], g = colour[1] - green[k0 + k];
+            float b = colour[2] - blue[k0 + k];
+            squares[k] = r * r + g * g + b * b;
+            least = squares[k] < least ? squares[k] : least;
+        }
+        if (least >= best) continue;
+        best = least;
+        index = k0;
+        while (squares[index - k0] != least) index++;
+    }
+    *distance = best;
+    return index;
+}
+
+/* Distinct colours with their counts. */
+typedef struct {
+    int n;
+    float *rgb;      // (n, 3) in byte units
+    uint32_t *count; // (n)
+    float *distance; // (n) squared, to the nearest centre
+    uint16_t *owner; // (n) that centre
+} Colours;
+
+static void colours_free(Colours *c) {
+    free(c->rgb);
+    free(c->count);
+    free(c->distance);
+    free(c->owner);
+}
+
+static int colours_count(Colours *c, const uint8_t *rgb, size_t n) {
+    *c = (Colours){.n = 0};
+    uint32_t *table = zalloc(1 << 24, sizeof *table);
+    if (!table) return -1;
+    for (size_t i = 0; i < n; i++) table[get_be(rgb + 3 * i, 3)]++;
+    for (int i = 0; i < 1 << 24; i++) c->n += table[i] != 0;
+    c->rgb = zalloc((size_t)c->n * 3, sizeof *c->rgb);
+    c->count = zalloc((size_t)c->n, sizeof *c->count);
+    c->distance = zalloc((size_t)c->n, sizeof *c->distance);
+    c->owner = zalloc((size_t)c->n, sizeof *c->owner);
+    int bad = !c->rgb || !c->count || !c->distance || !c->owner;
+    for (int i = 0, k = 0; i < 1 << 24 && !bad; i++) {
+        if (!table[i]) continue;
+        for (int j = 0; j < 3; j++) c->rgb[3 * k + j] = (float)(i >> (16 - 8 * j) & 255);
+        c->count[k++] = table[i];
+    }
+    free(table);
+    return bad ? -1 : 0;
+}
+
+/* k-means++: each next centre is a colour drawn with probability count * distance^2, distance to
+   the centres so far. Colours that are centres have distance 0 and are not drawn again. */
+static void choose_centres(const Centres *centres, const Colours *c, uint64_t seed) {
+    float *plane = centres->plane;
+    int K = centres->K, chosen = 0;
+    for (int i = 0; i < c->n; i++) c->distance[i] = INFINITY;
+    for (int k = 0; k < K; k++) {
+        double total = 0, at = 0;
+        for (int i = 0; i < c->n; i++) total += c->count[i] * (k ? (double)c->distance[i] : 1);
+        double goal = total * random_uniform(seed, stream_of(FOR_PALETTE, 0), (uint64_t)k);
+        for (int i = 0; i < c->n && at <= goal; i++) {
+            double mass = c->count[i] * (k ? (double)c->distance[i] : 1);
+            if (mass > 0) chosen = i;
+            at += mass;
+        }
+        const float *new = c->rgb + 3 * (size_t)chosen;
+        for (int j = 0; j < 3; j++) plane[j * K + k] = new[j];
+#pragma omp parallel for simd schedule(static)
+        for (int i = 0; i < c->n; i++) {
+            float r = c->rgb[3 * i] - new[0], g = c->rgb[3 * i + 1] - new[1];
+            float b = c->rgb[3 * i + 2] - new[2], square = r * r + g * g + b * b;
+            c->distance[i] = square < c->distance[i] ? square : c->distance[i];
+        }
+    }
+}
+
+/* Give each colour to its nearest centre; returns how many changed hands. */
+static int assign(const Centres *centres, const Colours *c) {
+    int changed = 0;
+#pragma omp parallel for schedule(static) reduction(+ : changed)
+    for (int i = 0; i < c->n; i++) {
+        int k = nearest(centres, c->rgb + 3 * (size_t)i, &c->distance[i]);
+        changed += k != c->owner[i];
+        c->owner[i] = (uint16_t)k;
+    }
+    return changed;
+}
+
+/* Move each centre to the mean of its pixels; one without pixels stays. */
+static void move_centres(const Centres *centres, const Colours *c, uint64_t *sums) {
+    int K = centres->K;
+    memset(sums, 0, 4 * (size_t)K * sizeof *sums); // (K, 4): red, green, blue, pixels
+    for (int i = 0; i < c->n; i++) {
+        uint64_t *sum = sums + 4 * (size_t)c->owner[i];
+        for (int j = 0; j < 3; j++) sum[j] += (uint64_t)c->rgb[3 * i + j] * c->count[i];
+        sum[3] += c->count[i];
+    }
+    for (int k = 0; k < K; k++)
+        for (int j = 0; j < 3 && sums[4 * k + 3]; j++)
+            centres->plane[j * K + k] = (float)((double)sums[4 * k + j] / (double)sums[4 * k + 3]);
+}
+
+int palette_build(real *palette, int K, const uint8_t *rgb, size_t n, uint64_t seed,
+                  double *inertia) {
+    enum { MOST_ITERATIONS = 300 };
+    Colours colours;
+    if (!n) return fail("a palette needs pixels");
+    if (colours_count(&colours, rgb, n)) {
+        colours_free(&colours);
+        return -1;
+    }
+    Centres centres = {.K = K < colours.n ? K : colours.n};
+    centres.plane = zalloc(3 * (size_t)centres.K, sizeof *centres.plane);
+    uint64_t *sums = zalloc(4 * (size_t)centres.K, sizeof *sums);
+    int ready = centres.plane && sums;
+    if (ready) {
+        choose_centres(&centres, &colours, seed);
+        for (int i = 0; i < MOST_ITERATIONS && (assign(&centres, &colours) || !i); i++)
+            move_centres(&centres, &colours, sums);
+        for (int k = 0; k < centres.K; k++)
+            for (int j = 0; j < 3; j++)
+                palette[3 * k + j] = (real)(centres.plane[j * centres.K + k] / 127.5 - 1);
+        for (int i = 0; inertia && i < colours.n; i++)
+            *inertia = (i ? *inertia : 0) + (double)colours.distance[i] * colours.count[i];
+    }
+    free(sums);
+    free(centres.plane);
+    colours_free(&colours);
+    return ready ? centres.K : -1;
+}
+
+int palette_index(uint16_t *tokens, const uint8_t *rgb, size_t n, const real *palette, int K) {
+    enum { BLOCK = 4096 };
+    Centres centres = {.K = K, .plane = zalloc(3 * (size_t)K, sizeof *centres.plane)};
+    if (!centres.plane) return -1;
+    for (int k = 0; k < K; k++)
+        for (int j = 0; j < 3; j++) centres.plane[j * K + k] = (float)palette[3 * k + j];
+#pragma omp parallel for schedule(static)
+    for (size_t block = 0; block < (n + BLOCK - 1) / BLOCK; block++)
+        for (size_t i = block * BLOCK; i < n && i < (block + 1) * BLOCK; i++) {
+            float colour[3], distance;
+            for (size_t j = 0; j < 3; j++) colour[j] = rgb[3 * i + j] / 127.5f - 1;
+            tokens[i] = (uint16_t)nearest(&centres, colour, &distance);
+        }
+    free(centres.plane);
+    return 0;
+}
+
+void palette_colours(uint8_t *rgb, const uint16_t *tokens, size_t n, const real *palette) {
+    for (size_t i = 0; i < 3 * n; i++) {
+        real v = (palette[3 * (size_t)tokens[i / 3] + i % 3] + 1) * (real)127.5 + (real)0.5;
+        rgb[i] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+    }
+}
+
+/* ==== 8 images ==================================================================================
+   From files to pictures of n_px x n_px (paper section 3.2). The idea to take away: the well-known
+   sets are all files of equally long records, so one table says how they differ and one loop
+   reads them. Pictures shrink as they come in; memory holds the result and one record. */
+
+enum { MAX_SIDE = 32768, MAX_PX = 256, MAX_PICTURES = 10000000, PATH_SIZE = 4096 };
+
+/* dir/name, into path. */
+static int path_join(char path[PATH_SIZE], const char *dir, const char *name) {
+    int n = snprintf(path, PATH_SIZE, "%s/%s", dir, name);
+    return n < PATH_SIZE ? 0 : fail("%s: the path is too long", dir);
+}
+
+/* Resizing. An output pixel is a weighted mean of source pixels, its weights one factor per axis.
+   In whole numbers: a line of n source pixels that becomes px is measured in units of which a
+   source pixel has px and an output pixel n (up: twice as many, so that centres are whole). */
+
+/* The source pixels [*from, *to) that count for output pixel i. */
+static void resize_range(int i, int n, int px, int *from, int *to) {
+    if (n >= px) {
+        *from = i * n / px;
+        *to = ((i + 1) * n + px - 1) / px;
+    } else {
+        *from = ((2 * i + 1) * n - px) / (2 * px); // rounds towards 0: never before the first pixel
+        *to = *from + 2 < n ? *from + 2 : n;
+    }
+}
+
+/* How much source pixel x counts for output pixel i. Down: the length that both cover. Up: falls
+   in a line from the output's centre to zero at the next source pixel's; beyond the last centre
+   one pixel is left, and dividing by the sum of weights gives it the whole. */
+static int resize_weight(int x, int i, int n, int px) {
+    if (n >= px) {
+        int from = x * px > i * n ? x * px : i * n;
+        int to = (x + 1) * px < (i + 1) * n ? (x + 1) * px : (i + 1) * n;
+        return to - from;
+    }
+    int away = abs((2 * i + 1) * n - (2 * x + 1) * px);
+    return away < 2 * px ? 2 * px - away : 0;
+}
+
+int image_resize(const uint8_t *rgb, int width, int height, uint8_t *out, int px) {
+    if (px < 1 || px > MAX_PX) return fail("cannot resize to %d pixels: not 1 to %d", px, MAX_PX);
+    if (width < 1 || width > MAX_SIDE || height < 1 || height > MAX_SIDE)
+        return fail("cannot resize %d x %d pixels: not 1 to %d", width, height, MAX_SIDE);
+    int n = width < height ? width : height;
+    rgb += ((size_t)((height - n) / 2) * (size_t)width + (size_t)((width - n) / 2)) * 3;
+    for (int i = 0; i < px; i++) {
+        for (int j = 0; j < px; j++) {
+            uint64_t sum[3] = {0}, total = 0; // at most 255 * n * n
+            int y, y1, x0, x1;
+            resize_range(i, n, px, &y, &y1);
+            resize_range(j, n, px, &x0, &x1);
+            for (; y < y1; y++) {
+                uint64_t row_weight = (uint64_t)resize_weight(y, i, n, px);
+                for (int x = x0; x < x1; x++) {
+                    uint64_t weight = row_weight * (uint64_t)resize_weight(x, j, n, px);
+                    const uint8_t *pixel = rgb + ((size_t)y * (size_t)width + (size_t)x) * 3;
+                    for (int c = 0; c < 3; c++) sum[c] += weight * pixel[c];
+                    total += weight;
+                }
+            }
+            for (int c = 0; c < 3; c++) *out++ = (uint8_t)((sum[c] + total / 2) / total);
+        }
+    }
+    return 0;
+}
+
+/* PPM and PGM. As Netpbm has it, '#' starts a comment anywhere in the header, and counts, with all
+   up to the end of its line, as that line end. */
+static int pnm_char(FILE *f) {
+    int c = getc(f);
+    if (c == '#')
+        while (c != '\n' && c != '\r' && c != EOF) c = getc(f);
+    return c;
+}
+
+static int is_space(int c) {
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+/* One of the header's numbers, 1 to limit, and the one white space behind it; -1: fail. */
+static int pnm_number(FILE *f, const char *path, const char *what, int limit) {
+    int64_t v = 0;
+    int c = pnm_char(f), digits = 0;
+    while (is_space(c)) c = pnm_char(f);
+    for (; c >= '0' && c <= '9'; c = pnm_char(f), digits++)
+        if (v < INT64_MAX / 100) v = v * 10 + c - '0';
+    if (!digits || !is_space(c))
+        return fail("%s: the %s in its header is no number with white space behind", path, what);
+    if (v < 1 || v > limit)
+        return fail("%s: %s %lld is not 1 to %d", path, what, (long long)v, limit);
+    return (int)v;
+}
+
+/* The picture (height, width, 3) of an open file, for the caller to free; NULL: fail. */
+static uint8_t *pnm_read(FILE *f, const char *path, int *width, int *height) {
+    int p = getc(f), kind = getc(f), space = pnm_char(f);
+    if (p != 'P' || (kind != '5' && kind != '6') || !is_space(space))
+        return fail("%s: wrong magic number, neither P6 (binary PPM) nor P5 (PGM)", path), NULL;
+    int maxval = 0;
+    if ((*width = pnm_number(f, path, "width", MAX_SIDE)) < 0) return NULL;
+    if ((*height = pnm_number(f, path, "height", MAX_SIDE)) < 0) return NULL;
+    if ((maxval = pnm_number(f, path, "maxval", 65535)) < 0) return NULL;
+
+    int channels = kind == '6' ? 3 : 1, bytes = maxval > 255 ? 2 : 1; // of a sample, big-endian
+    size_t w = (size_t)*width, h = (size_t)*height, row_size = w * (size_t)(channels * bytes);
+    int64_t left = file_size(f) - ftell(f);
+    if (left < (int64_t)(h * row_size)) { // before memory is taken for what is not there
+        fail("%s: truncated, %lld bytes of pixels instead of %zu", path, (long long)left,
+             h * row_size);
+        return NULL;
+    }
+    uint8_t *rgb = zalloc(h * w, 3), *row = zalloc(row_size, 1);
+    int bad = !rgb || !row;
+    for (size_t y = 0; y < h && !bad; y++) {
+        if (fread(row, 1, row_size, f) != row_size) bad = fail("%s: cannot read row %zu", path, y);
+        for (size_t i = 0; i < w * 3 && !bad; i++) {
+            size_t at = channels == 3 ? i : i / 3;
+            int v = (int)get_be(row + at * (size_t)bytes, bytes);
+            if (v > maxval) bad = fail("%s: a sample of %d in row %zu, above maxval", path, v, y);
+            rgb[y * w * 3 + i] = (uint8_t)((v * 255 + maxval / 2) / maxval);
+        }
+    }
+    free(row);
+    if (bad) {
+        free(rgb);
+        rgb = NULL;
+    }
+    return rgb;
+}
+
+int image_read(const char *path, uint8_t *rgb, int px) {
+    FILE *f = file_open(path);
+    if (!f) return -1;
+    int width, height;
+    uint8_t *picture = pnm_read(f, path, &width, &height);
+    fclose(f);
+    int result = picture ? image_resize(picture, width, height, rgb, px) : -1;
+    free(picture);
+    return result;
+}
+
+/* Data sets. */
+
+void dataset_free(Dataset *data) {
+    Images *sets[] = {&data->train, &data->test};
+    for (int s = 0; s < 2; s++) {
+        free(sets[s]->rgb);
+        free(sets[s]->tokens);
+        free(sets[s]->labels);
+    }
+    for (int c = 0; c < data->n_class; c++) free(data->class_names[c]);
+    free(data->class_names);
+    memset(data, 0, sizeof *data);
+}
+
+static int images_make(Images *set, int64_t n, int px, int labelled) {
+    if (n > MAX_PICTURES) return fail("%lld pictures, not up to %d", (long long)n, MAX_PICTURES);
+    set->n = (int)n;
+    set->px = px;
+    set->rgb = zalloc((size_t)n, (size_t)px * (size_t)px * 3);
+    set->labels = labelled ? zalloc((size_t)n, sizeof *set->labels) : NULL;
+    return set->rgb && (set->labels || !labelled) ? 0 : -1;
+}
+
+static uint8_t *images_at(const Images *set, int64_t i) {
+    return set->rgb + (size_t)i * (size_t)set->px * (size_t)set->px * 3;
+}
+
+/* Add a class; returns its number. */
+static int class_add(Dataset *data, const char *name) {
+    char **names = realloc(data->class_names, (size_t)(data->n_class + 1) * sizeof *names);
+    if (!names) return fail("out of memory for class names");
+    data->class_names = names;
+    names[data->n_class] = strdup(name);
+    return names[data->n_class] ? data->n_class++ : fail("out of memory for class names");
+}
+
+/* Class names, one to a line of the file at path; where there is no such file, n numbers. */
+static int class_names_read(Dataset *data, const char *path, int n) {
+    int bad = 0;
+    if (access(path, F_OK)) {
+        for (int c = 0; c < n && !bad; c++) {
+            char number[16];
+            snprintf(number, sizeof number, "%d", c);
+            bad = class_add(data, number) < 0;
+        }
+        return bad ? -1 : 0;
+    }
+    FILE *f = file_open(path);
+    if (!f) return -1;
+    char *line = NULL;
+    size_t room = 0;
+    ssize_t length;
+    while (!bad && (length = getline(&line, &room, f)) >= 0) {
+        while (length > 0 && is_space(line[length - 1])) length--;
+        line[length] = 0;
+        if (*line) bad = class_add(data, line) < 0;
+    }
+    free(line);
+    fclose(f);
+    if (!bad && !data->n_class) bad = fail("%s: empty, no class names", path);
+    return bad ? -1 : 0;
+}
+
+/* Sets of records. */
+
+enum { MAX_PARTS = 5 };
+
+typedef struct {
+    const char *name;
+    const char *pictures[2][MAX_PARTS]; // files of train and of test; only the first must be there
+    const char *labels[2];              // file of the first's labels; NULL: in its records
+    const char *classes;                // file of class names
+    int side;                           // of a picture; 0: an IDX header says
+    int channels;                       // planes of a picture: r, g, b, or one, grey
+    int by_column;                      // a plane's pixels go down columns, not along rows
+    int label_bytes;                    // labels in front of each picture; the last one counts
+    int first_label;                    // number of the first class
+    int n_class;                        // where no file has the names
+} Layout;
+
+// clang-format off
+static const Layout layouts[] = {
+    {.name = "CIFAR-10", .classes = "batches.meta.txt", .n_class = 10,
+     .pictures = {{"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin",
+                   "data_batch_5.bin"}, {"test_batch.bin"}},
+     .side = 32, .channels = 3, .label_bytes = 1},
+    {.name = "CIFAR-100", .classes = "fine_label_names.txt", .n_class = 100,
+     .pictures = {{"train.bin"}, {"test.bin"}},
+     .side = 32, .channels = 3, .label_bytes = 2}, // coarse, fine
+    {.name = "STL-10", .classes = "class_names.txt", .n_class = 10,
+     .pictures = {{"train_X.bin", "unlabeled_X.bin"}, {"test_X.bin"}},
+     .labels = {"train_y.bin", "test_y.bin"},
+     .side = 96, .channels = 3, .by_column = 1, .first_label = 1},
+    {.name = "IDX", .classes = "class_names.txt", .n_class = 10,
+     .pictures = {{"train-images-idx3-ubyte"}, {"t10k-images-idx3-ubyte"}},
+     .labels = {"train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"},
+     .channels = 1},
+};
+// clang-format on
+
+/* Is the file there, as it is or packed as its makers publish it? */
+static int is_there(const char *dir, const char *name) {
+    char path[PATH_SIZE], packed[PATH_SIZE + 3];
+    if (path_join(path, dir, name)) return 0;
+    snprintf(packed, sizeof packed, "%s.gz", path);
+    return access(path, F_OK) == 0 || access(packed, F_OK) == 0;
+}
+
+/* An open file of n records of `size` bytes: pictures (height, width), or bare labels (1, 1). */
+typedef struct {
+    FILE *f;
+    char path[PATH_SIZE];
+    int64_t n;
+    size_t size;
+    int height, width;
+} Records;
+
+/* IDX: two zero bytes, 8 for unsigned bytes, the number of dimensions, then each, big-endian. */
+static int idx_header(Records *r, int dims) {
+    uint8_t header[16] = {0};
+    size_t size = 4 + 4 * (size_t)dims;
+    if (fread(header, 1, size, r->f) != size)
+        return fail("%s: truncated, shorter than its header of %zu bytes", r->path, size);
+    unsigned magic = (unsigned)get_be(header, 4), wanted = 0x800 + (unsigned)dims;
+    if (magic != wanted)
+        return fail("%s: wrong magic number 0x%08x instead of 0x%08x", r->path, magic, wanted);
+    r->n = (int64_t)get_be(header + 4, 4);
+    if (dims == 1) return 0;
+    int64_t height = (int64_t)get_be(header + 8, 4), width = (int64_t)get_be(header + 12, 4);
+    if (height < 1 || height > MAX_SIDE || width < 1 || width > MAX_SIDE)
+        return fail("%s: pictures of %lld x %lld pixels, not 1 to %d", r->path, (long long)width,
+                    (long long)height, MAX_SIDE);
+    r->height = (int)height;
+    r->width = (int)width;
+    return 0;
+}
+
+/* Open a file of pictures (dims 3) or of labels (dims 1), and hold its size against the layout. */
+static int records_open(Records *r, const Layout *layout, const char *dir, const char *name,
+                        int dims) {
+    if (path_join(r->path, dir, name)) return -1;
+    if (access(r->path, F_OK) && is_there(dir, name))
+        return fail("%s is packed: run gunzip -k %s/*.gz", r->path, dir);
+    if (!(r->f = file_open(r->path))) return -1;
+    int64_t bytes = file_size(r->f), header = layout->side ? 0 : 4 + 4 * dims;
+    if (bytes < 1) return fail("%s: empty", r->path);
+    r->height = r->width = dims == 3 ? layout->side : 1;
+    if (header && idx_header(r, dims)) return -1;
+    r->size = (size_t)r->height * (size_t)r->width;
+    if (dims == 3) r->size = r->size * (size_t)layout->channels + (size_t)layout->label_bytes;
+    if (!header) r->n = bytes / (int64_t)r->size;
+    if (!header && bytes % (int64_t)r->size)
+        return fail("%s: %lld bytes is no multiple of a record's %zu", r->path, (long long)bytes,
+                    r->size);
+    if (r->n < 1 || r->n > MAX_PICTURES)
+        return fail("%s: %lld records, not 1 to %d", r->path, (long long)r->n, MAX_PICTURES);
+    int64_t promised = header + r->n * (int64_t)r->size; // n < 2^24, size < 2^32
+    if (bytes != promised)
+        return fail("%s: %s, %lld bytes instead of the %lld that its header promises", r->path,
+                    bytes < promised ? "truncated" : "too long", (long long)bytes,
+                    (long long)promised);
+    return 0;
+}
+
+/* A record's planes, (channels, height, width) or with the last two swapped, to (height, width, 3). */
+static void planes_to_rgb(const Layout *layout, const Records *r, const uint8_t *planes,
+                          uint8_t *rgb) {
+    size_t h = (size_t)r->height, w = (size_t)r->width;
+    for (size_t c = 0; c < 3; c++) {
+        const uint8_t *plane = planes + (layout->channels == 3 ? c * h * w : 0);
+        for (size_t y = 0; y < h; y++)
+            for (size_t x = 0; x < w; x++)
+                rgb[(y * w + x) * 3 + c] = plane[layout->by_column ? x * h + y : y * w + x];
+    }
+}
+
+/* All records of one open file, into set from picture `at` on; their labels come from the file of
+   labels, where one is given, or from the records, or there are none. */
+static int records_read(Images *set, int64_t at, const Layout *layout, const Records *r,
+                        const Records *labels, int n_class) {
+    uint8_t *record = zalloc(r->size, 1);
+    uint8_t *rgb = zalloc((size_t)r->height * (size_t)r->width, 3);
+    int bad = !record || !rgb;
+    for (int64_t i = 0; i < r->n && !bad; i++) {
+        if (fread(record, 1, r->size, r->f) != r->size) {
+            bad = fail("%s: cannot read record %lld", r->path, (long long)i);
+            break;
+        }
+        planes_to_rgb(layout, r, record + layout->label_bytes, rgb);
+        bad = image_resize(rgb, r->width, r->height, images_at(set, at + i), set->px);
+        set->labels[at + i] = -1;
+        if (!labels && !layout->label_bytes) continue;
+        int value = labels ? getc(labels->f) : record[layout->label_bytes - 1];
+        int label = value - layout->first_label;
+        set->labels[at + i] = label;
+        if (value < 0 || label < 0 || label >= n_class)
+            bad = fail("%s: record %lld (counted from 0) has label %d; the %d classes are %d to %d",
+                       labels ? labels->path : r->path, (long long)i, value, n_class,
+                       layout->first_label, layout->first_label + n_class - 1);
+    }
+    free(record);
+    free(rgb);
+    return bad ? -1 : 0;
+}
+
+/* One split: open all its files and add up their records, take the memory, read them. */
+static int split_read(Images *set, const Layout *layout, const char *dir, int split, int px,
+                      int n_class) {
+    Records part[MAX_PARTS] = {0}, labels = {0};
+    const char *const *name = layout->pictures[split];
+    int64_t n = 0, at = 0;
+    int bad = 0;
+    for (int k = 0; k < MAX_PARTS && name[k] && !bad; k++) {
+        if (k > 0 && !is_there(dir, name[k])) continue;
+        bad = records_open(&part[k], layout, dir, name[k], 3);
+        n += part[k].n;
+    }
+    if (!bad && layout->labels[split]) {
+        bad = records_open(&labels, layout, dir, layout->labels[split], 1);
+        if (!bad && labels.n != part[0].n)
+            bad = fail("%s: %lld labels, but %s has %lld pictures", labels.path,
+                       (long long)labels.n, part[0].path, (long long)part[0].n);
+    }
+    if (!bad) bad = images_make(set, n, px, 1);
+    for (int k = 0; k < MAX_PARTS; k++) {
+        if (!part[k].f) continue;
+        const Records *with = k == 0 && labels.f ? &labels : NULL;
+        if (!bad) bad = records_read(set, at, layout, &part[k], with, n_class);
+        at += part[k].n;
+        fclose(part[k].f);
+    }
+    if (labels.f) fclose(labels.f);
+    return bad ? -1 : 0;
+}
+
+static int layout_read(Dataset *data, const Layout *layout, const char *dir, int px) {
+    char path[PATH_SIZE];
+    if (path_join(path, dir, layout->classes)) return -1;
+    if (class_names_read(data, path, layout->n_class)) return -1;
+    if (split_read(&data->train, layout, dir, 0, px, data->n_class)) return -1;
+    return split_read(&data->test, layout, dir, 1, px, data->n_class);
+}
+
+/* Folders of pictures: first the list of all files, then their pixels. */
+
+typedef struct {
+    char *path;
+    int label, test;
+} Found;
+
+typedef struct {
+    Found *file;
+    int n, room;
+} Tree;
+
+static int tree_add(Tree *tree, const char *path, int label, int test) {
+    if (tree->n == MAX_PICTURES) return fail("%s: more than %d pictures", path, MAX_PICTURES);
+    if (tree->n == tree->room) {
+        int room = 2 * tree->room + 64;
+        Found *file = realloc(tree->file, (size_t)room * sizeof *file);
+        if (!file) return fail("out of memory for the names of %d pictures", room);
+        tree->file = file;
+        tree->room = room;
+    }
+    char *copy = strdup(path);
+    if (!copy) return fail("out of memory for the names of %d pictures", tree->n);
+    tree->file[tree->n++] = (Found){copy, label, test};
+    return 0;
+}
+
+static int is_visible(const struct dirent *entry) {
+    return entry->d_name[0] != '.';
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b) {
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static int is_picture(const char *name) {
+    size_t n = strlen(name);
+    return n > 4 && (!strcmp(name + n - 4, ".ppm") || !strcmp(name + n - 4, ".pgm"));
+}
+
+/* The number of a class: training adds it, in test it has to be there. */
+static int class_number(Dataset *data, const char *name, const char *dir, int test) {
+    if (!test) return class_add(data, name);
+    for (int c = 0; c < data->n_class; c++)
+        if (!strcmp(data->class_names[c], name)) return c;
+    return fail("%s: no training pictures are of this class", dir);
+}
+
+/* List the pictures in dir, which are of one class; or, class NULL, of none, and then its
+   sub-folders' too, each a class. */
+static int tree_scan(Tree *tree, Dataset *data, const char *dir, const char *class, int test) {
+    struct dirent **entry;
+    int n = scandir(dir, &entry, is_visible, by_name), label = -1, bad = 0;
+    if (n < 0) return fail("cannot read the folder %s: %s", dir, strerror(errno));
+    for (int i = 0; i < n; i++) {
+        char path[PATH_SIZE];
+        const char *name = entry[i]->d_name;
+        if (!bad) bad = path_join(path, dir, name);
+        if (!bad && is_picture(name)) {
+            if (class && label < 0) bad = (label = class_number(data, class, dir, test)) < 0;
+            if (!bad) bad = tree_add(tree, path, label, test);
+        } else if (!bad && !class && is_folder(path)) {
+            bad = tree_scan(tree, data, path, name, test);
+        }
+        free(entry[i]);
+    }
+    free(entry);
+    return bad ? -1 : 0;
+}
+
+/* Mark 15 % of each class as test. A class's files stand together in the list. */
+static int tree_split(Tree *tree) {
+    for (int from = 0, to; from < tree->n; from = to) {
+        int label = tree->file[from].label;
+        for (to = from; to < tree->n && tree->file[to].label == label;) to++;
+        int n = to - from, n_test = (15 * n + 50) / 100;
+        if (n_test == 0 && n > 1) n_test = 1;
+        int *order = zalloc((size_t)n, sizeof *order);
+        if (!order) return -1;
+        for (int i = 0; i < n; i++) order[i] = from + i;
+        random_shuffle(order, n, 0, stream_of(FOR_SPLIT, (uint64_t)(label + 1)));
+        for (int i = 0; i < n_test; i++) tree->file[order[i]].test = 1;
+        free(order);
+    }
+    return 0;
+}
+
+/* List all pictures in dir and say which are for test. */
+static int tree_find(Tree *tree, Dataset *data, const char *dir) {
+    char train[PATH_SIZE], test[PATH_SIZE];
+    if (path_join(train, dir, "train") || path_join(test, dir, "test")) return -1;
+    if (!is_folder(train) && !is_folder(test))
+        return tree_scan(tree, data, dir, NULL, 0) ? -1 : tree_split(tree);
+    return tree_scan(tree, data, train, NULL, 0) ? -1 : tree_scan(tree, data, test, NULL, 1);
+}
+
+static int tree_read(const Tree *tree, Dataset *data, const char *dir, int px) {
+    int n_test = 0, at[2] = {0};
+    for (int i = 0; i < tree->n; i++) {
+        n_test += tree->file[i].test;
+        if (data->n_class && tree->file[i].label < 0)
+            return fail("%s: lies beside the classes' folders, not in one", tree->file[i].path);
+    }
+    if (n_test == 0 || n_test == tree->n)
+        return fail("%s: %d pictures for training and %d for testing, not at least one of each",
+                    dir, tree->n - n_test, n_test);
+    if (images_make(&data->train, tree->n - n_test, px, data->n_class > 0)) return -1;
+    if (images_make(&data->test, n_test, px, data->n_class > 0)) return -1;
+    for (int i = 0; i < tree->n; i++) {
+        const Found *file = &tree->file[i];
+        Images *set = file->test ? &data->test : &data->train;
+        int k = at[file->test]++;
+        if (image_read(file->path, images_at(set, k), px)) return -1;
+        if (set->labels) set->labels[k] = file->label;
+    }
+    return 0;
+}
+
+/* Find out what lies in dir, and read it. */
+static int recognise(Dataset *data, const char *dir, int px) {
+    const Layout *found = NULL;
+    for (size_t k = 0; k < sizeof layouts / sizeof *layouts; k++) {
+        const Layout *layout = &layouts[k];
+        if (!is_there(dir, layout->pictures[0][0]) && !is_there(dir, layout->pictures[1][0]))
+            continue;
+        if (found)
+            return fail("%s: two data sets in one folder, %s and %s", dir, found->name,
+                        layout->name);
+        found = layout;
+    }
+    Tree tree = {0};
+    int result = tree_find(&tree, data, dir);
+    if (found && tree.n) {
+        result = fail("%s: two data sets in one folder, %s and PPM pictures", dir, found->name);
+    } else if (found) { // a sub-folder that cannot be searched is no concern of this set's
+        result = layout_read(data, found, dir, px);
+    } else if (!result && tree.n) {
+        result = tree_read(&tree, data, dir, px);
+    } else if (!result) {
+        result = fail("%s: no data set found; looked for data_batch_1.bin (CIFAR-10), train.bin "
+                      "(CIFAR-100), train_X.bin (STL-10), train-images-idx3-ubyte (IDX) and "
+                      "*.ppm or *.pgm, also in sub-folders",
+                      dir);
+    }
+    for (int i = 0; i < tree.n; i++) free(tree.file[i].path);
+    free(tree.file);
+    return result;
+}
+
+int dataset_read(Dataset *data, const char *dir, int n_px) {
+    memset(data, 0, sizeof *data);
+    if (n_px < 1 || n_px > MAX_PX) return fail("n_px %d is not 1 to %d", n_px, MAX_PX);
+    if (!is_folder(dir)) return fail("%s: no such folder", dir);
+    int result = recognise(data, dir, n_px);
+    if (result) dataset_free(data);
+    return result;
+}
+
+/* Augmentation. */
+
+void image_flip(const uint16_t *in, uint16_t *out, int px) {
+    for (int y = 0; y < px; y++)
+        for (int x = 0; x < px; x++) out[y * px + x] = in[y * px + px - 1 - x];
+}
+
+/* Where pixel i, counted from the picture's edge, comes from: -1 mirrors to 1, px to px - 2. */
+static int reflect(int i, int px) {
+    if (i < 0) return -i;
+    return i < px ? i : 2 * (px - 1) - i;
+}
+
+void image_crop_padded(const uint16_t *in, uint16_t *out, int px, int pad, int dy, int dx) {
+    for (int y = 0; y < px; y++)
+        for (int x = 0; x < px; x++)
+            out[y * px + x] = in[reflect(y + dy - pad, px) * px + reflect(x + dx - pad, px)];
+}
+
+/* Tokens take two bytes where a pixel had three: they move into the front of the same memory. */
+int images_quantise(Images *set, const real *palette, int K) {
+    enum { BLOCK = 1 << 16 };
+    size_t n = (size_t)set->n * (size_t)set->px * (size_t)set->px;
+    uint16_t *block = zalloc(BLOCK, sizeof *block), *tokens = (uint16_t *)(void *)set->rgb;
+    if (!block) return -1;
+    for (size_t i = 0; i < n; i += BLOCK) {
+        size_t count = n - i < BLOCK ? n - i : BLOCK;
+        if (palette_index(block, set->rgb + 3 * i, count, palette, K)) {
+            free(block);
+            return -1;
+        }
+        memcpy(tokens + i, block, count * sizeof *block);
+    }
+    free(block);
+    tokens = realloc(tokens, n * sizeof *tokens);
+    set->tokens = tokens ? tokens : (uint16_t *)(void *)set->rgb;
+    set->rgb = NULL;
+    return 0;
+}
+
+/* ==== 9 checkpoints =============================================================================
+   A model directory is a Hugging Face ImageGPT directory: weights in a safetensors file, the rest
+   in JSON. Both come from strangers, so the readers trust nothing: whatever the format does not
+   allow is refused, by a sentence that names the place, before anything is sized or read by it.
+
+   JSON first: the reader serves config.json, preprocessor_config.json and the header of every
+   safetensors file. It makes one allocation. Each value but the outermost follows a bracket or a
+   comma, and no string is longer than its source: so counting brackets and commas bounds the nodes,
+   and the text's length bounds the strings, before the first byte is parsed. */
+
+enum { JSON_DEPTH = 64, JSON_BYTES = 100000000 }; // the latter is safetensors' limit for headers
+
+typedef struct {
+    const char *name;             // of the text, for errors
+    const char *start, *at, *end; // the text, and how far it has been read
+    Json *nodes;                  // the next free node
+    char *strings;                // the next free byte
+} JsonReader;
+
+static int json_fail(const JsonReader *r, const char *what) {
+    long line = 1, column = 1;
+    for (const char *p = r->start; p < r->at; p++) {
+        column++;
+        if (*p == '\n') line++, column = 1;
+    }
+    return fail("%s: line %ld, column %ld: %s", r->name, line, column, what);
+}
+
+static int json_accept(JsonReader *r, const char *word) {
+    size_t n = strlen(word);
+    if ((size_t)(r->end - r->at) < n || memcmp(r->at, word, n)) return 0;
+    r->at += n;
+    return 1;
+}
+
+static void json_space(JsonReader *r) {
+    while (r->at < r->end && *r->at && strchr(" \t\n\r", *r->at)) r->at++;
+}
+
+/* The length of the UTF-8 character at p, 1 to 4 bytes; 0 if there is none: a stray or missing
+   continuation, a form longer than needed, a surrogate, a code above 10FFFF. */
+static int utf8_length(const char *p, const char *end) {
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    uint8_t c = (uint8_t)*p;
+    int n = c < 0x80 ? 1 : c < 0xc0 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf8 ? 4 : 0;
+    if (n < 2) return n;
+    if (end - p < n) return 0;
+    uint32_t code = c & (0x7fu >> n);
+    for (int i = 1; i < n; i++) {
+        if (((uint8_t)p[i] & 0xc0) != 0x80) return 0;
+        code = code << 6 | ((uint8_t)p[i] & 0x3f);
+    }
+    return code < least[n] || code > 0x10ffff || code >> 11 == 0xd800 >> 11 ? 0 : n;
+}
+
+/* The four digits of a \u escape; a negative number where they are not there. */
+static int32_t json_hex(JsonReader *r) {
+    int32_t code = 0;
+    for (int i = 0; i < 4; i++, r->at++) {
+        int c = r->at < r->end ? *r->at | 32 : 0;
+        if (c >= '0' && c <= '9') code = code * 16 + c - '0';
+        else if (c >= 'a' && c <= 'f') code = code * 16 + c - 'a' + 10;
+        else return json_fail(r, "expected four hexadecimal digits after \\u");
+    }
+    return code;
+}
+
+/* What follows a backslash. */
+static int json_escape(JsonReader *r) {
+    static const char letters[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
+    if (!json_accept(r, "u")) {
+        const char *letter = r->at < r->end && *r->at ? strchr(letters, *r->at) : NULL;
+        if (!letter) return json_fail(r, "expected one of \"\\/bfnrtu after a backslash");
+        r->at++;
+        *r->strings++ = meant[letter - letters];
+        return 0;
+    }
+    int32_t code = json_hex(r);
+    if (code < 0) return -1;
+    if (code == 0) return json_fail(r, "\\u0000 in a string");
+    if (code >= 0xd800 && code < 0xe000) { // half of a pair, which gives 20 bits
+        if (code >= 0xdc00 || !json_accept(r, "\\") || !json_accept(r, "u"))
+            return json_fail(r, "half of a surrogate pair");
+        int32_t low = json_hex(r);
+        if (low < 0) return -1;
+        if (low < 0xdc00 || low >= 0xe000) return json_fail(r, "half of a surrogate pair");
+        code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+    }
+    int n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4; // UTF-8, last byte first
+    for (int i = n - 1; i > 0; i--, code >>= 6) r->strings[i] = (char)(0x80 | (code & 0x3f));
+    r->strings[0] = (char)(n == 1 ? code : (0xf00 >> n & 0xff) | code);
+    r->strings += n;
+    return 0;
+}
+
+/* The rest of a string whose opening quote has been read. */
+static int json_string(JsonReader *r, const char **string) {
+    *string = r->strings;
+    while (!json_accept(r, "\"")) {
+        if (r->at == r->end) return json_fail(r, "a string does not end");
+        if ((uint8_t)*r->at < ' ') return json_fail(r, "a control character in a string");
+        if (json_accept(r, "\\")) {
+            if (json_escape(r)) return -1;
+            continue;
+        }
+        int n = utf8_length(r->at, r->end);
+        if (!n) return json_fail(r, "invalid UTF-8 in a string");
+        for (int i = 0; i < n; i++) *r->strings++ = *r->at++;
+    }
+    *r->strings++ = 0;
+    return 0;
+}
+
+static int json_digits(JsonReader *r) {
+    const char *first = r->at;
+    while (r->at < r->end && *r->at >= '0' && *r->at <= '9') r->at++;
+    return r->at > first;
+}
+
+static int json_number(JsonReader *r, double *number) {
+    const char *first = r->at;
+    json_accept(r, "-");
+    if (!json_accept(r, "0") && !json_digits(r)) return json_fail(r, "expected a value");
+    if (json_accept(r, ".") && !json_digits(r)) return json_fail(r, "expected digits after '.'");
+    if (json_accept(r, "e") || json_accept(r, "E")) {
+        if (!json_accept(r, "+")) json_accept(r, "-");
+        if (!json_digits(r)) return json_fail(r, "expected an exponent's digits");
+    }
+    size_t n = (size_t)(r->at - first); // strtod needs an end: borrow free string space for a copy
+    memcpy(r->strings, first, n);
+    r->strings[n] = 0;
+    *number = strtod(r->strings, NULL);
+    return isfinite(*number) ? 0 : json_fail(r, "a number too large for a double");
+}
+
+static int compare_text(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* Sorted, equal keys are neighbours: the check costs no square of their number. */
+static int json_unique(const JsonReader *r, const Json *object) {
+    size_t n = 0;
+    for (const Json *item = object->child; item; item = item->next) n++;
+    const char **keys = zalloc(n, sizeof *keys), *twice = NULL;
+    if (!keys) return -1;
+    n = 0;
+    for (const Json *item = object->child; item; item = item->next) keys[n++] = item->key;
+    qsort(keys, n, sizeof *keys, compare_text);
+    for (size_t i = 1; i < n && !twice; i++)
+        if (!strcmp(keys[i - 1], keys[i])) twice = keys[i];
+    free(keys);
+    if (!twice) return 0;
+    char what[256];
+    snprintf(what, sizeof what, "duplicate key \"%.200s\" in the object that ends here", twice);
+    return json_fail(r, what);
+}
+
+static int json_value(JsonReader *r, Json *value, int depth);
+
+/* The rest of an array or object whose opening bracket has been read. */
+static int json_items(JsonReader *r, Json *parent, JsonType type, int depth) {
+    const char *close = type == JSON_OBJECT ? "}" : "]";
+    Json **link = &parent->child;
+    parent->type = type;
+    if (depth > JSON_DEPTH) return json_fail(r, "more than 64 levels of brackets");
+    json_space(r);
+    if (json_accept(r, close)) return 0;
+    do {
+        Json *item = *link = r->nodes++;
+        link = &item->next;
+        json_space(r);
+        if (type == JSON_OBJECT) {
+            if (!json_accept(r, "\"")) return json_fail(r, "expected a key in quotes");
+            if (json_string(r, &item->key)) return -1;
+            json_space(r);
+            if (!json_accept(r, ":")) return json_fail(r, "expected ':'");
+        }
+        if (json_value(r, item, depth)) return -1;
+    } while (json_accept(r, ","));
+    if (!json_accept(r, close)) return json_fail(r, "expected ',' or a closing bracket");
+    return type == JSON_OBJECT ? json_unique(r, parent) : 0;
+}
+
+static int json_one(JsonReader *r, Json *value, int depth) {
+    if (json_accept(r, "{")) return json_items(r, value, JSON_OBJECT, depth + 1);
+    if (json_accept(r, "[")) return json_items(r, value, JSON_ARRAY, depth + 1);
+    if (json_accept(r, "null")) return 0; // a node's type before it is given another
+    value->type = JSON_STRING;
+    if (json_accept(r, "\"")) return json_string(r, &value->text);
+    value->type = JSON_BOOL;
+    value->number = json_accept(r, "true");
+    if (value->number == 1 || json_accept(r, "false")) return 0;
+    value->type = JSON_NUMBER;
+    return json_number(r, &value->number);
+}
+
+/* A value inside `depth` brackets, with the space around it. */
+static int json_value(JsonReader *r, Json *value, int depth) {
+    json_space(r);
+    if (json_one(r, value, depth)) return -1;
+    json_space(r);
+    return 0;
+}
+
+Json *json_parse(const char *text, size_t length, const char *name) {
+    size_t n = 1, string_nodes = length / sizeof(Json) + 1; // room for length + 1 bytes
+    for (size_t i = 0; i < length; i++) n += text[i] == '[' || text[i] == '{' || text[i] == ',';
+    Json *root = zalloc(n + string_nodes, sizeof *root);
+    if (!root) return NULL;
+    JsonReader r = {name, text, text, text + length, root + 1, (char *)(root + n)};
+    if (!json_value(&r, root, 0)) {
+        if (r.at == r.end) return root;
+        json_fail(&r, "expected the end of the text");
+    }
+    free(root);
+    return NULL;
+}
+
+/* Parse the next n bytes of a file. */
+static Json *json_load(FILE *f, uint64_t n, const char *name) {
+    if (n > JSON_BYTES)
+        return fail("%s: %llu bytes, expected at most %d", name, (unsigned long long)n, JSON_BYTES),
+               NULL;
+    char *text = zalloc((size_t)n, 1);
+    if (!text) return NULL;
+    Json *json = NULL;
+    if (fread(text, 1, (size_t)n, f) == n) json = json_parse(text, (size_t)n, name);
+    else fail("%s: cannot be read to its end", name);
+    free(text);
+    return json;
+}
+
+Json *json_read(const char *path) {
+    FILE *f = file_open(path);
+    if (!f) return NULL;
+    Json *json = json_load(f, (uint64_t)file_size(f), path);
+    fclose(f);
+    return json;
+}
+
+const Json *json_get(const Json *object, const char *key) {
+    if (!object || object->type != JSON_OBJECT) return NULL;
+    const Json *item = object->child;
+    while (item && strcmp(item->key, key)) item = item->next;
+    return item;
+}
+
+/* The member of this key and type; where it is not, the error sentence begins with `where`. */
+static const Json *json_need(const Json *object, const char *key, JsonType type,
+                             const char *where) {
+    static const char *const kinds[] = {"null",   "true or false", "number",
+                                        "string", "array",         "object"};
+    const Json *item = json_get(object, key);
+    if (item && item->type == type) return item;
+    return fail("%s: %s is %s, expected: %s", where, key, item ? kinds[item->type] : "missing",
+                kinds[type]),
+           NULL;
+}
+
+/* A whole number from 0 to 2^53 - 1, beyond which doubles skip some; else -1. */
+static int64_t json_whole(const Json *json) {
+    double x = json->type == JSON_NUMBER ? json->number : -1;
+    return x >= 0 && x < 0x1p53 && x == floor(x) ? (int64_t)x : -1;
+}
+
+/* Write a string with its quotes. What is no UTF-8 (a folder's name can be anything) becomes
+   U+FFFD, so that the file stays JSON. */
+static void json_write_string(FILE *f, const char *string) {
+    const char *end = string + strlen(string);
+    fputc('"', f);
+    for (int n; string < end; string += n ? n : 1) {
+        n = utf8_length(string, end);
+        if (!n) fputs("\xef\xbf\xbd", f);
+        else if ((uint8_t)*string < ' ') fprintf(f, "\\u%04x", (unsigned)*string);
+        else if (*string == '"' || *string == '\\') fprintf(f, "\\%c", *string);
+        else fwrite(string, 1, (size_t)n, f);
+    }
+    fputc('"', f);
+}
+
+/* Safetensors: 8 bytes hold the header's length, the header is a JSON object of tensors (dtype,
+   shape, and the first and one-past-last byte counted from the header's end), the rest is data. The
+   data must be covered by the tensors exactly: no bytes can hide in a file, and none are shared. */
+
+enum { F64, F32, F16, BF16, I64, OTHER }; // dtypes[]: the first three can be written, five read
+
+static const struct {
+    const char *name;
+    int bytes; // of an element; 0: not known
+} dtypes[] = {{"F64", 8},     {"F32", 4},     {"F16", 2},  {"BF16", 2}, {"I64", 8}, {"U64", 8},
+              {"I32", 4},     {"U32", 4},     {"I16", 2},  {"U16", 2},  {"I8", 1},  {"U8", 1},
+              {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"BOOL", 1}, {"", 0}};
+
+static int dtype_find(const char *name) {
+    int i = 0, n = sizeof dtypes / sizeof *dtypes;
+    while (i < n - 1 && strcmp(dtypes[i].name, name)) i++;
+    return i;
+}
+
+/* How many elements a shape has; -1 where that is 2^63 or more. */
+static int64_t shape_count(const int64_t *shape, int n_dim) {
+    int64_t count = 1;
+    for (int i = 0; i < n_dim; i++) {
+        if (shape[i] < 0 || (shape[i] && count > INT64_MAX / shape[i])) return -1;
+        count *= shape[i];
+    }
+    return count;
+}
+
+/* One entry of the header: its types, its range of bytes, and whether that range fits its shape.
+   `start` is where the data begins. */
+static int tensor_entry(const Safetensors *s, const Json *entry, int64_t start, Stored *t) {
+    char where[sizeof s->path + 256];
+    snprintf(where, sizeof where, "%s: tensor %.200s", s->path, entry->key);
+    const Json *dtype = json_need(entry, "dtype", JSON_STRING, where);
+    const Json *shape = dtype ? json_need(entry, "shape", JSON_ARRAY, where) : NULL;
+    const Json *range = shape ? json_need(entry, "data_offsets", JSON_ARRAY, where) : NULL;
+    if (!range) return -1;
+    t->name = entry->key;
+    t->dtype = dtype->text;
+    for (const Json *n = shape->child; n; n = n->next) {
+        if (t->n_dim == sizeof t->shape / sizeof *t->shape)
+            return fail("%s: shape has more than %d dimensions", where, t->n_dim);
+        t->shape[t->n_dim] = json_whole(n);
+        if (t->shape[t->n_dim++] < 0)
+            return fail("%s: shape[%d] is no whole number below 2^53", where, t->n_dim - 1);
+    }
+    t->count = shape_count(t->shape, t->n_dim);
+    if (t->count < 0) return fail("%s: shape has 2^63 elements or more", where);
+    const Json *begin = range->child, *end = begin ? begin->next : NULL;
+    if (!end || end->next) return fail("%s: data_offsets: expected two numbers", where);
+    t->begin = json_whole(begin);
+    t->end = json_whole(end);
+    if (t->begin < 0 || t->end < t->begin)
+        return fail("%s: data_offsets: expected whole numbers in rising order", where);
+    int bytes = dtypes[dtype_find(t->dtype)].bytes;
+    if (bytes && (t->count > INT64_MAX / bytes || t->end - t->begin != t->count * bytes))
+        return fail("%s: data_offsets span %lld bytes, but its shape has %lld elements of %d bytes",
+                    where, (long long)(t->end - t->begin), (long long)t->count, bytes);
+    t->begin += start;
+    t->end += start;
+    return 0;
+}
+
+static int compare_place(const void *a, const void *b) {
+    const Stored *x = a, *y = b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return (x->end > y->end) - (x->end < y->end);
+}
+
+/* Whether the ranges fill the file from `start` to its end: no overlap, no hole, no rest. */
+static int tensors_fill(const Safetensors *s, int64_t start) {
+    int64_t size = file_size(s->file), at = start;
+    const char *name = "none";
+    for (int i = 0; i < s->n_tensor; i++) {
+        const Stored *t = &s->tensors[i];
+        if (t->begin != at)
+            return fail("%s: tensor %.200s: data begins at byte %lld, expected %lld (%s %.200s)",
+                        s->path, t->name, (long long)t->begin, (long long)at,
+                        t->begin < at ? "it overlaps" : "a hole after", name);
+        at = t->end;
+        name = t->name;
+    }
+    if (at == size) return 0;
+    return fail("%s: the last tensor, %.200s, ends at byte %lld, the file at byte %lld (%s)",
+                s->path, name, (long long)at, (long long)size,
+                at < size ? "trailing bytes" : "truncated");
+}
+
+/* Make the table of tensors from the header; their data starts at byte `start`. */
+static int tensors_list(Safetensors *s, int64_t start) {
+    size_t n = 0;
+    for (const Json *entry = s->header->child; entry; entry = entry->next) n++;
+    s->tensors = zalloc(n, sizeof *s->tensors);
+    if (!s->tensors) return -1;
+    for (const Json *entry = s->header->child; entry; entry = entry->next) {
+        if (strcmp(entry->key, "__metadata__")) {
+            if (tensor_entry(s, entry, start, &s->tensors[s->n_tensor++])) return -1;
+            continue;
+        }
+        if (entry->type != JSON_OBJECT)
+            return fail("%s: __metadata__: expected an object", s->path);
+        for (const Json *item = entry->child; item; item = item->next)
+            if (item->type != JSON_STRING)
+                return fail("%s: __metadata__: %.200s: expected a string", s->path, item->key);
+    }
+    qsort(s->tensors, (size_t)s->n_tensor, sizeof *s->tensors, compare_place);
+    return tensors_fill(s, start);
+}
+
+/* Read the header; returns where it ends, or -1. */
+static int64_t header_read(Safetensors *s) {
+    uint8_t head[9]; // the header's length and first character
+    char where[sizeof s->path + 16];
+    int64_t size = file_size(s->file);
+    if (fread(head, 1, 9, s->file) != 9 || size < 9)
+        return fail("%s: %lld bytes are too few for a safetensors file", s->path, (long long)size);
+    uint64_t n = get_le(head, 8);
+    if (n > (uint64_t)size - 8)
+        return fail("%s: header length %llu, but only %lld bytes follow", s->path,
+                    (unsigned long long)n, (long long)size - 8);
+    if (head[8] != '{') return fail("%s: header: expected '{' as its first character", s->path);
+    snprintf(where, sizeof where, "%s: header", s->path);
+    if (!fseeko(s->file, 8, SEEK_SET)) s->header = json_load(s->file, n, where);
+    else fail("cannot read %s", s->path);
+    return s->header ? 8 + (int64_t)n : -1;
+}
+
+int safetensors_open(Safetensors *s, const char *path) {
+    memset(s, 0, sizeof *s);
+    snprintf(s->path, sizeof s->path, "%s", path);
+    s->file = file_open(path);
+    if (!s->file) return -1;
+    int64_t start = header_read(s);
+    if (start >= 0 && !tensors_list(s, start)) return 0;
+    safetensors_close(s);
+    return -1;
+}
+
+void safetensors_close(Safetensors *s) {
+    if (s->file) fclose(s->file);
+    free(s->header);
+    free(s->tensors);
+    memset(s, 0, sizeof *s);
+}
+
+const Stored *safetensors_find(const Safetensors *s, const char *name) {
+    for (int i = 0; i < s->n_tensor; i++)
+        if (!strcmp(s->tensors[i].name, name)) return &s->tensors[i];
+    return NULL;
+}
+
+const char *safetensors_metadata(const Safetensors *s, const char *key) {
+    const Json *value = json_get(json_get(s->header, "__metadata__"), key);
+    return value ? value->text : NULL;
+}
+
+static float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static double double_of(uint64_t bits) {
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* F16 is sign 1, exponent 5, fraction 10 bits: shifted into a float's places, the exponent's bias
+   grows from 15 to 127, and infinity's and NaN's exponent from 31 to 255. */
+static float half_value(uint32_t half) {
+    uint32_t rest = half & 0x7fff;
+    float x = (float)rest * 0x1p-24f; // exponent 0: subnormal
+    if (rest >= 0x400) x = float_of((rest << 13) + (rest < 0x7c00 ? 112u << 23 : 224u << 23));
+    return half & 0x8000 ? -x : x;
+}
+
+/* The nearest F16, ties to even: x in units of the last place that its exponent leaves. A unit too
+   many carries into the exponent, as it should. -1: finite, but too large. */
+static int32_t half_bits(double x) {
+    int32_t sign = signbit(x) ? 0x8000 : 0;
+    int exponent;
+    if (isnan(x)) return sign | 0x7e00;
+    if (isinf(x)) return sign | 0x7c00;
+    if (fabs(x) >= 65520) return -1;              // half way from the largest, 65504, to 65536
+    frexp(x, &exponent);                          // 2^(exponent - 1) <= |x|
+    if (x == 0 || exponent < -13) exponent = -13; // subnormals share the smallest unit
+    int32_t units = (int32_t)nearbyint(ldexp(fabs(x), 11 - exponent)); // 1024 .. 2048, or subnormal
+    return sign | (((exponent + 14) << 10) + units - 1024);
+}
+
+static void decode(int dtype, const uint8_t *from, real *to, size_t n) {
+    if (dtype == F64)
+        for (size_t i = 0; i < n; i++) to[i] = (real)double_of(get_le(from + 8 * i, 8));
+    if (dtype == F32)
+        for (size_t i = 0; i < n; i++) to[i] = float_of((uint32_t)get_le(from + 4 * i, 4));
+    if (dtype == F16)
+        for (size_t i = 0; i < n; i++) to[i] = half_value((uint32_t)get_le(from + 2 * i, 2));
+    if (dtype == BF16) // a float's upper half
+        for (size_t i = 0; i < n; i++) to[i] = float_of((uint32_t)get_le(from + 2 * i, 2) << 16);
+    if (dtype == I64)
+        for (size_t i = 0; i < n; i++) to[i] = (real)(int64_t)get_le(from + 8 * i, 8);
+}
+
+int safetensors_read(Safetensors *s, const Stored *tensor, real *out) {
+    uint8_t chunk[1 << 16];
+    int dtype = dtype_find(tensor->dtype);
+    if (dtype >= OTHER)
+        return fail("%s: tensor %.200s: dtype %.20s, expected F64, F32, F16, BF16 or I64", s->path,
+                    tensor->name, tensor->dtype);
+    size_t bytes = (size_t)dtypes[dtype].bytes;
+    int bad = fseeko(s->file, tensor->begin, SEEK_SET);
+    for (int64_t left = tensor->count, n; left > 0 && !bad; left -= n, out += n) {
+        n = (int64_t)(sizeof chunk / bytes) < left ? (int64_t)(sizeof chunk / bytes) : left;
+        bad = fread(chunk, bytes, (size_t)n, s->file) != (size_t)n;
+        if (!bad) decode(dtype, chunk, out, (size_t)n);
+    }
+    return bad ? fail("%s: tensor %.200s: its data cannot be read", s->path, tensor->name) : 0;
+}
+
+/* The counterpart of decode for one value. */
+static uint64_t encode(int dtype, real x) {
+    double wide = x;
+    float narrow = (float)x;
+    uint64_t wide_bits;
+    uint32_t narrow_bits;
+    memcpy(&wide_bits, &wide, sizeof wide);
+    memcpy(&narrow_bits, &narrow, sizeof narrow);
+    return dtype == F64 ? wide_bits : dtype == F32 ? narrow_bits : (uint64_t)half_bits(x);
+}
+
+/* What would make the file wrong is found before it is begun; then only the disk can fail. */
+static int tensors_check(const char *path, const Stored *tensors, int n) {
+    int64_t total = 0;
+    for (const Stored *t = tensors; t < tensors + n; t++) {
+        int dtype = dtype_find(t->dtype);
+        int64_t count = shape_count(t->shape, t->n_dim);
+        if (dtype > F16)
+            return fail("%s: tensor %s: dtype %s cannot be written", path, t->name, t->dtype);
+        if (count < 0 || count > INT64_MAX / 8 - total)
+            return fail("%s: tensor %s: too large", path, t->name);
+        total += count;
+        for (int64_t i = 0; dtype == F16 && t->data && i < count; i++)
+            if (half_bits(t->data[i]) < 0)
+                return fail("%s: tensor %s: %g is too large for F16", path, t->name,
+                            (double)t->data[i]);
+    }
+    return 0;
+}
+
+/* The header, padded so that the data starts on a multiple of 8; its length goes in last. */
+static void header_write(FILE *f, const Stored *tensors, int n, const char *const *metadata) {
+    uint8_t length[8] = {0};
+    fwrite(length, 1, 8, f);
+    fputs("{", f);
+    if (metadata) fputs("\"__metadata__\":{", f);
+    for (int i = 0; metadata && metadata[i]; i++) {
+        if (i) fputc(i % 2 ? ':' : ',', f);
+        json_write_string(f, metadata[i]);
+    }
+    if (metadata) fputs(n ? "}," : "}", f);
+    int64_t at = 0;
+    for (const Stored *t = tensors; t < tensors + n; t++) {
+        int64_t end = at + shape_count(t->shape, t->n_dim) * dtypes[dtype_find(t->dtype)].bytes;
+        json_write_string(f, t->name);
+        fprintf(f, ":{\"dtype\":\"%s\",\"shape\":[", t->dtype);
+        for (int i = 0; i < t->n_dim; i++) fprintf(f, i ? ",%lld" : "%lld", (long long)t->shape[i]);
+        fprintf(f, "],\"data_offsets\":[%lld,%lld]}%s", (long long)at, (long long)end,
+                t + 1 < tensors + n ? "," : "");
+        at = end;
+    }
+    fputc('}', f);
+    while (ftello(f) % 8 > 0) fputc(' ', f);
+    put_le(length, (uint64_t)ftello(f) - 8, 8);
+    fseeko(f, 0, SEEK_SET);
+    fwrite(length, 1, 8, f);
+    fseeko(f, 0, SEEK_END);
+}
+
+static int tensor_write(FILE *f, const Stored *t) {
+    uint8_t chunk[1 << 16];
+    int dtype = dtype_find(t->dtype), bytes = dtypes[dtype].bytes;
+    int64_t count = shape_count(t->shape, t->n_dim);
+    for (int64_t done = 0; done < count;) {
+        size_t n = 0;
+        for (; n < sizeof chunk / 8 && done < count; n++, done++)
+            put_le(chunk + n * bytes, t->data ? encode(dtype, t->data[done]) : 0, bytes);
+        if (fwrite(chunk, (size_t)bytes, n, f) != n) return -1;
+    }
+    return 0;
+}
+
+int safetensors_write(const char *path, const Stored *tensors, int n, const char *const *metadata) {
+    if (tensors_check(path, tensors, n)) return -1;
+    FILE *f = file_create(path);
+    if (!f) return -1;
+    header_write(f, tensors, n, metadata);
+    for (int i = 0; i < n && !tensor_write(f, &tensors[i]);) i++;
+    return file_finish(f, path); // which sees a failed write, too
+}
+
+/* The model directory. Tensors go out and come in by the table of section 4; Hugging Face's biases,
+   which this model does not have, go out as zeros and must come in as zeros. */
+
+static const char *file_in(const char *dir, const char *name) { // valid until the next call
+    static _Thread_local char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return path;
+}
+
+/* "x.weight" to "x.bias". */
+static void bias_name(char *out, size_t size, const char *weight) {
+    snprintf(out, size, "%.*s.bias", (int)(strrchr(weight, '.') - weight), weight);
+}
+
+static int weights_save(const Model *m, const char *path, const char *dtype) {
+    static const char *const metadata[] = {"format", "pt", NULL};
+    size_t n = 0, most = 2 * (size_t)m->n_tensors;
+    Stored *stored = zalloc(most, sizeof *stored);
+    char(*names)[sizeof m->tensors->name] = zalloc(most, sizeof *names);
+    int bad = !stored || !names;
+    for (int i = 0; i < m->n_tensors && !bad; i++) {
+        const Tensor *t = &m->tensors[i];
+        stored[n++] = (Stored){.name = t->name,
+                               .dtype = dtype,
+                               .n_dim = t->rank,
+                               .shape = {(int64_t)(t->rank == 1 ? t->cols : t->rows),
+                                         (int64_t)t->cols},
+                               .data = m->params + t->offset};
+        if (!t->has_bias) continue;
+        bias_name(names[n], sizeof *names, t->name);
+        stored[n] = (Stored){
+            .name = names[n], .dtype = dtype, .n_dim = 1, .shape = {(int64_t)t->cols}};
+        n++;
+    }
+    if (!bad) bad = safetensors_write(path, stored, (int)n, metadata);
+    free(stored);
+    free(names);
+    return bad ? -1 : 0;
+}
+
+static int tensor_load(const Model *m, const Tensor *t, Safetensors *file) {
+    const Stored *s = safetensors_find(file, t->name);
+    if (!s) return fail("%s: tensor %s is missing", file->path, t->name);
+    int64_t first = (int64_t)(t->rank == 1 ? t->cols : t->rows);
+    if (s->n_dim != t->rank || s->shape[0] != first ||
+        (t->rank == 2 && s->shape[1] != (int64_t)t->cols))
+        return fail("%s: tensor %s has %d dimensions and %lld elements, expected %zu x %zu",
+                    file->path, t->name, s->n_dim, (long long)s->count, t->rows, t->cols);
+    if (safetensors_read(file, s, m->params + t->offset)) return -1;
+    if (!t->has_bias) return 0;
+    char name[sizeof t->name];
+    bias_name(name, sizeof name, t->name);
+    const Stored *bias = safetensors_find(file, name);
+    if (!bias) return 0;
+    real *values = zalloc((size_t)bias->count, sizeof *values);
+    int bad = !values || safetensors_read(file, bias, values);
+    for (int64_t i = 0; i < bias->count && !bad; i++)
+        if (values[i] != 0)
+            bad = fail("%s: tensor %s is not zero; this model has no biases", file->path, name);
+    free(values);
+    return bad ? -1 : 0;
+}
+
+static int config_save(const Model *m, const char *path) {
+    const Config *c = &m->config;
+    FILE *f = file_create(path);
+    if (!f) return -1;
+    fprintf(f, "{\n  \"architectures\": [\"ImageGPTFor%s\"],\n  \"model_type\": \"imagegpt\",\n",
+            c->n_class ? "ImageClassification" : "CausalImageModeling");
+    fprintf(f, "  \"vocab_size\": %d,\n  \"n_positions\": %d,\n  \"n_embd\": %d,\n", c->n_vocab + 1,
+            c->n_px * c->n_px, c->n_embd);
+    fprintf(f, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_inner\": null,\n", c->n_layer, c->n_head);
+    fprintf(f, "  \"activation_function\": \"quick_gelu\",\n  \"layer_norm_epsilon\": 1e-05,\n"
+               "  \"tie_word_embeddings\": false,\n  \"resid_pdrop\": 0.0,\n"
+               "  \"embd_pdrop\": 0.0,\n  \"attn_pdrop\": 0.0,\n");
+    for (int k = 0; k < c->n_class; k++) {
+        fprintf(f, "%s\"%d\": ", k ? ", " : "  \"id2label\": {", k);
+        json_write_string(f, m->class_names[k]);
+        if (k + 1 == c->n_class) fputs("},\n", f);
+    }
+    for (int k = 0; k < c->n_class; k++) {
+        fputs(k ? ", " : "  \"label2id\": {", f);
+        json_write_string(f, m->class_names[k]);
+        fprintf(f, ": %d%s", k, k + 1 == c->n_class ? "},\n" : "");
+    }
+    fprintf(f, "  \"igpt_objective\": \"%s\"\n}\n", c->objective == OBJECTIVE_BERT ? "bert" : "ar");
+    return file_finish(f, path);
+}
+
+/* A field that must be a whole number. */
+static int json_int(const Json *object, const char *key, const char *path, int *value) {
+    const Json *field = json_get(object, key);
+    int64_t whole = field ? json_whole(field) : -1;
+    if (whole < 0 || whole > INT_MAX)
+        return fail("%s: field %s is %s, expected a whole number", path, key,
+                    field ? "no such number" : "missing");
+    *value = (int)whole;
+    return 0;
+}
+
+/* A field that, where it is there, must hold what this model computes. */
+static int json_must(const Json *object, const char *key, const char *path, const char *text,
+                     double number) {
+    const Json *field = json_get(object, key);
+    if (!field || field->type == JSON_NULL) return 0;
+    if (text && (field->type != JSON_STRING || strcmp(field->text, text)))
+        return fail("%s: field %s is not \"%s\"", path, key, text);
+    if (!text && (field->text || field->child || fabs(field->number - number) > 1e-9))
+        return fail("%s: field %s is not %g", path, key, number);
+    return 0;
+}
+
+static int config_load(Config *c, const Json *json, const char *path) {
+    int vocab, positions;
+    *c = (Config){.n_class = 0};
+    if (json_must(json, "model_type", path, "imagegpt", 0) ||
+        json_int(json, "vocab_size", path, &vocab) ||
+        json_int(json, "n_positions", path, &positions) ||
+        json_int(json, "n_embd", path, &c->n_embd) || json_int(json, "n_head", path, &c->n_head) ||
+        json_int(json, "n_layer", path, &c->n_layer) ||
+        json_must(json, "activation_function", path, "quick_gelu", 0) ||
+        json_must(json, "layer_norm_epsilon", path, NULL, 1e-5) ||
+        json_must(json, "n_inner", path, NULL, 4.0 * c->n_embd) ||
+        json_must(json, "scale_attn_weights", path, NULL, 1) ||
+        json_must(json, "scale_attn_by_inverse_layer_idx", path, NULL, 0) ||
+        json_must(json, "tie_word_embeddings", path, NULL, 0))
+        return -1;
+    c->n_vocab = vocab - 1;
+    c->n_px = (int)lround(sqrt(positions));
+    if (c->n_px * c->n_px != positions)
+        return fail("%s: field n_positions is %d, which is no square", path, positions);
+    const Json *objective = json_get(json, "igpt_objective");
+    if (objective && objective->text && !strcmp(objective->text, "bert"))
+        c->objective = OBJECTIVE_BERT;
+    else if (json_must(json, "igpt_objective", path, "ar", 0)) return -1;
+    return 0;
+}
+
+static int palette_save(const Model *m, const char *path) {
+    FILE *f = file_create(path);
+    if (!f) return -1;
+    fprintf(f, "{\n  \"image_processor_type\": \"ImageGPTImageProcessor\",\n"
+               "  \"do_resize\": true,\n  \"do_normalize\": true,\n"
+               "  \"do_color_quantize\": true,\n  \"resample\": 2,\n"
+               "  \"size\": {\"height\": %d, \"width\": %d},\n  \"clusters\": [", m->config.n_px,
+            m->config.n_px);
+    for (int k = 0; k < m->config.n_vocab; k++)
+        fprintf(f, "%s\n    [%.9g, %.9g, %.9g]", k ? "," : "", (double)m->palette[3 * k],
+                (double)m->palette[3 * k + 1], (double)m->palette[3 * k + 2]);
+    fprintf(f, "\n  ]\n}\n");
+    return file_finish(f, path);
+}
+
+/* The palette of a preprocessor_config.json: K colours into palette, room for `most`; returns K. */
+static int palette_load(real *palette, int most, const Json *json, const char *path) {
+    const Json *clusters = json_get(json, "clusters"), *colour;
+    int k = 0;
+    if (!clusters || clusters->type != JSON_ARRAY)
+        return fail("%s: field clusters is missing or no list", path);
+    for (colour = clusters->child; colour; colour = colour->next, k++) {
+        const Json *part = colour->child;
+        if (k == most) return fail("%s: field clusters has more than %d colours", path, most);
+        for (int j = 0; j < 3; j++, part = part->next) {
+            if (!part || part->type != JSON_NUMBER || fabs(part->number) > 1.001)
+                return fail("%s: clusters[%d] is not three numbers from -1 to 1", path, k);
+            palette[3 * k + j] = (real)part->number;
+        }
+        if (part) return fail("%s: clusters[%d] has more than three numbers", path, k);
+    }
+    return k;
+}
+
+int model_save(const Model *m, const char *dir, const char *dtype) {
+    if (folder_make(dir) || weights_save(m, file_in(dir, "model.safetensors"), dtype)) return -1;
+    if (config_save(m, file_in(dir, "config.json"))) return -1;
+    return palette_save(m, file_in(dir, "preprocessor_config.json"));
+}
+
+/* Everything but config.json, into a model laid out from it. */
+static int model_fill(Model *m, const char *dir, Safetensors *weights, const Json *config) {
+    for (int i = 0; i < m->n_tensors; i++)
+        if (tensor_load(m, &m->tensors[i], weights)) return -1;
+    const Json *labels = json_get(config, "id2label");
+    for (int k = 0; k < m->config.n_class; k++) {
+        char number[16];
+        snprintf(number, sizeof number, "%d", k);
+        const Json *name = json_get(labels, number);
+        if (name && name->text && class_rename(m, k, name->text)) return -1;
+    }
+    const char *path = file_in(dir, "preprocessor_config.json");
+    Json *json = json_read(path);
+    int n = json ? palette_load(m->palette, m->config.n_vocab, json, path) : -1;
+    free(json);
+    if (n < 0 || n == m->config.n_vocab) return n < 0 ? -1 : 0;
+    return fail("%s: clusters has %d colours, config.json expects %d", path, n, m->config.n_vocab);
+}
+
+int model_load(Model *m, const char *dir) {
+    Safetensors weights;
+    Config c;
+    *m = (Model){.n_tensors = 0};
+    const char *path = file_in(dir, "config.json");
+    Json *json = json_read(path);
+    if (!json) return -1;
+    int bad = config_load(&c, json, path);
+    if (!bad && !(bad = safetensors_open(&weights, file_in(dir, "model.safetensors")))) {
+        const Stored *score = safetensors_find(&weights, "score.weight");
+        if (score && score->shape[0] <= 65535) c.n_class = (int)score->shape[0];
+        bad = model_init(m, c) || model_fill(m, dir, &weights, json);
+        safetensors_close(&weights);
+    }
+    free(json);
+    if (bad) model_free(m);
+    return bad ? -1 : 0;
+}
+
+/* ==== 10 sampling ===============================================================================
+   Pictures are drawn one position after another (paper, section 3: samples are a by-product of
+   L_AR). Each position's keys and values never change once computed, so they are kept: a step costs
+   one row of every matrix product, and reads every weight once for all B images. */
+
+struct Sampler {
+    int B;
+    real *keys;   // (L, B, H, d / H, T): transposed, so that q K' streams through it
+    real *values; // (L, B, H, T, d / H)
+    real *h, *n, *inv, *qkv, *att, *u, *logits;
+    real *scores; // (B, H, T)
+    real *room;   // (2, K) for the draw
+    uint16_t *previous; // (B)
+};
+
+static size_t sampler_place(Sampler *s, real *base, const Config *c) {
+    size_t T = dimension(c, DIM_T), d = (size_t)c->n_embd, B = (size_t)s->B, used = 0;
+    s->keys = carve(base, &used, (size_t)c->n_layer * B * T * d);
+    s->values = carve(base, &used, (size_t)c->n_layer * B * T * d);
+    s->h = carve(base, &used, B * d);
+    s->n = carve(base, &used, B * d);
+    s->inv = carve(base, &used, B);
+    s->qkv = carve(base, &used, B * 3 * d);
+    s->att = carve(base, &used, B * d);
+    s->u = carve(base, &used, B * 4 * d);
+    s->logits = carve(base, &used, B * (size_t)c->n_vocab);
+    s->scores = carve(base, &used, B * (size_t)c->n_head * T);
+    s->room = carve(base, &used, 2 * (size_t)c->n_vocab);
+    s->previous = (uint16_t *)(void *)carve(base, &used, B); // a real is not smaller
+    return used * sizeof(real);
+}
+
+enum { SAMPLER_HEADER = (sizeof(Sampler) + 63) / 64 * 64 };
+
+size_t sampler_bytes(const Config *c, int B) {
+    Sampler s = {.B = B};
+    return SAMPLER_HEADER + sampler_place(&s, NULL, c);
+}
+
+Sampler *sampler_new(const Config *c, int B) {
+    if (c->objective != OBJECTIVE_AR)
+        return fail("only a model trained with L_AR can draw pictures, this one is BERT"), NULL;
+    Sampler *s = zalloc(sampler_bytes(c, B), 1);
+    if (!s) return NULL;
+    s->B = B;
+    sampler_place(s, (real *)((char *)s + SAMPLER_HEADER), c);
+    return s;
+}
+
+/* Attention of one position to itself and those before it, for each image and head. */
+static void attend_cached(Sampler *s, const Config *c, int l, int t, int B) {
+    int T = c->n_px * c->n_px, d = c->n_embd, H = c->n_head, hs = d / H;
+    real scale = 1 / (real)sqrt(hs);
+#pragma omp parallel for schedule(static)
+    for (int task = 0; task < B * H; task++) {
+        int b = task / H, h = task % H;
+        size_t head = (((size_t)l * (size_t)s->B + (size_t)b) * (size_t)H + (size_t)h) * (size_t)(T * hs);
+        real *keys = s->keys + head, *values = s->values + head, *p = s->scores + (size_t)task * (size_t)T;
+        const real *q = s->qkv + (size_t)b * 3 * (size_t)d + (size_t)h * (size_t)hs;
+        const real *k = q + d, *v = k + d;
+        real *out = s->att + (size_t)b * (size_t)d + (size_t)h * (size_t)hs, lse;
+        for (int i = 0; i < hs; i++) keys[(size_t)i * (size_t)T + (size_t)t] = k[i];
+        memcpy(values + (size_t)t * (size_t)hs, v, (size_t)hs * sizeof *v);
+        matmul(1, t + 1, hs, q, (size_t)hs, 1, keys, (size_t)T, 1, p, (size_t)T, 0);
+        real inverse = 1 / softmax_row(p, t + 1, t + 1, scale, &lse);
+        matmul(1, hs, t + 1, p, (size_t)T, 1, values, (size_t)hs, 1, out, (size_t)hs, 0);
+        for (int i = 0; i < hs; i++) out[i] *= inverse;
+    }
+}
+
+const real *sampler_step(const Model *m, Sampler *s, int t, const uint16_t *previous, int B) {
+    const Config *c = &m->config;
+    int d = c->n_embd;
+    real *w = m->params;
+    for (int b = 0; b < B; b++) {
+        const real *content = at(m, w, WTE, 0) + (size_t)(t ? previous[b] : c->n_vocab) * (size_t)d;
+        const real *position = at(m, w, WPE, 0) + (size_t)t * (size_t)d;
+        for (int i = 0; i < d; i++) s->h[(size_t)b * (size_t)d + (size_t)i] = content[i] + position[i];
+    }
+    for (int l = 0; l < c->n_layer; l++) {
+        rms_forward(s->n, s->inv, s->h, at(m, w, LN_1, l), B, d);
+        linear_forward(s->qkv, s->n, at(m, w, C_ATTN, l), B, d, 3 * d, 0);
+        attend_cached(s, c, l, t, B);
+        linear_forward(s->h, s->att, at(m, w, ATTN_PROJ, l), B, d, d, 1);
+        rms_forward(s->n, s->inv, s->h, at(m, w, LN_2, l), B, d);
+        linear_forward(s->u, s->n, at(m, w, C_FC, l), B, d, 4 * d, 0);
+        gelu_forward(s->u, s->u, B, 4 * d);
+        linear_forward(s->h, s->u, at(m, w, MLP_PROJ, l), B, 4 * d, d, 1);
+    }
+    rms_forward(s->n, s->inv, s->h, at(m, w, LN_F, 0), B, d);
+    linear_backward_input(s->logits, s->n, at(m, w, LM_HEAD, 0), B, c->n_vocab, d);
+    return s->logits;
+}
+
+static int descending(const void *a, const void *b) {
+    real x = *(const real *)a, y = *(const real *)b;
+    return (x < y) - (x > y);
+}
+
+/* Draw a colour: the first whose cumulative probability exceeds `uniform`. room: 2 K reals. */
+static int draw(const real *logits, int K, double uniform, double temperature, int top_k,
+                real *room) {
+    real *p = room, *sorted = room + K, least = -INFINITY;
+    if (top_k > 0 && top_k < K) {
+        memcpy(sorted, logits, (size_t)K * sizeof *sorted);
+        qsort(sorted, (size_t)K, sizeof *sorted, descending);
+        least = sorted[top_k - 1];
+    }
+    real max = logits[0];
+    double sum = 0, at = 0;
+    int last = 0;
+    for (int k = 1; k < K; k++) max = logits[k] > max ? logits[k] : max;
+    for (int k = 0; k < K; k++) {
+        p[k] = logits[k] < least ? 0 : real_exp((real)((logits[k] - max) / temperature));
+        sum += p[k];
+    }
+    for (int k = 0; k < K; k++) {
+        if (p[k] > 0) last = k;
+        at += p[k];
+        if (at > uniform * sum) break;
+    }
+    return last;
+}
+
+void sample_images(const Model *m, Sampler *s, uint16_t *tokens, int n, int given, uint64_t seed,
+                   int first, double temperature, int top_k) {
+    int T = m->config.n_px * m->config.n_px, K = m->config.n_vocab;
+    for (int i0 = 0; i0 < n; i0 += s->B) {
+        int B = n - i0 < s->B ? n - i0 : s->B;
+        uint16_t *previous = s->previous;
+        for (int t = 0; t < T; t++) {
+            const real *logits = sampler_step(m, s, t, previous, B);
+            for (int b = 0; b < B; b++) {
+                uint16_t *token = &tokens[(size_t)(i0 + b) * (size_t)T + (size_t)t];
+                uint64_t stream = stream_of(FOR_SAMPLE, (uint64_t)(first + i0 + b));
+                if (t >= given)
+                    *token = (uint16_t)draw(logits + (size_t)b * (size_t)K, K,
+                                            random_uniform(seed, stream, (uint64_t)t), temperature,
+                                            top_k, s->room);
+                previous[b] = *token;
+            }
+        }
+    }
+}
+
+/* ==== 12 pictures ===============================================================================
+   What a person looks at: PNG sheets, SVG charts. A PNG without compression is a few headers, two
+   checksums and the pixels; every viewer opens it. */
+
+static uint32_t crc32_add(uint32_t crc, const uint8_t *p, size_t n) {
+    static const uint32_t nibble[16] = { // the polynomial 0xedb88320 worked through four bits
+        0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
+        0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
+        0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+    for (size_t i = 0; i < n; i++) {
+        crc = nibble[(crc ^ p[i]) & 15] ^ crc >> 4;
+        crc = nibble[(crc ^ p[i] >> 4) & 15] ^ crc >> 4;
+    }
+    return crc;
+}
+
+static void png_chunk(FILE *f, const char *type, const uint8_t *data, size_t n) {
+    uint8_t word[4];
+    put_be(word, n, 4);
+    fwrite(word, 1, 4, f);
+    fwrite(type, 1, 4, f);
+    fwrite(data, 1, n, f);
+    put_be(word, ~crc32_add(crc32_add(~0u, (const uint8_t *)type, 4), data, n), 4);
+    fwrite(word, 1, 4, f);
+}
+
+int png_write(const char *path, const uint8_t *rgb, int width, int height) {
+    enum { STORED_MOST = 65535 };
+    size_t row = 3 * (size_t)width, size = (size_t)height * (row + 1), used = 2;
+    size_t blocks = (size + STORED_MOST - 1) / STORED_MOST;
+    uint8_t *z = zalloc(2 + size + 5 * blocks + 4, 1), *raw = zalloc(size, 1), head[13] = {0};
+    FILE *f = z && raw ? file_create(path) : NULL;
+    if (f) {
+        for (size_t y = 0; y < (size_t)height; y++) // each row: filter type 0, pixels
+            memcpy(raw + y * (row + 1) + 1, rgb + y * row, row);
+        z[0] = 0x78, z[1] = 0x01; // zlib: deflate, window of 32 KiB
+        uint32_t low = 1, high = 0;
+        for (size_t i = 0; i < size; i++) { // Adler-32
+            low = (low + raw[i]) % 65521;
+            high = (high + low) % 65521;
+        }
+        for (size_t i = 0; i < size; i += STORED_MOST) {
+            size_t n = size - i < STORED_MOST ? size - i : STORED_MOST;
+            z[used] = i + n == size; // stored block; the last one says so
+            put_le(z + used + 1, n, 2);
+            put_le(z + used + 3, ~n, 2);
+            memcpy(z + used + 5, raw + i, n);
+            used += 5 + n;
+        }
+        put_be(z + used, (uint64_t)high << 16 | low, 4);
+        put_be(head, (uint64_t)width, 4);
+        put_be(head + 4, (uint64_t)height, 4);
+        head[8] = 8; // bits a channel
+        head[9] = 2; // RGB
+        fwrite("\x89PNG\r\n\x1a\n", 1, 8, f);
+        png_chunk(f, "IHDR", head, sizeof head);
+        png_chunk(f, "IDAT", z, used + 4);
+        png_chunk(f, "IEND", head, 0);
+    }
+    free(raw);
+    free(z);
+    return f ? file_finish(f, path) : -1;
+}
+
+int sheet_write(const char *path, const uint16_t *tokens, int n, int px, const real *palette,
+                int columns) {
+    enum { CELL = 96, GAP = 4, GROUND = 0xe8 };
+    int zoom = px < CELL ? CELL / px : 1, side = px * zoom + GAP;
+    int rows = (n + columns - 1) / columns, width = columns * side + GAP, height = rows * side + GAP;
+    uint8_t *sheet = zalloc((size_t)width * (size_t)height, 3);
+    uint8_t *rgb = zalloc((size_t)px * (size_t)px, 3);
+    int ready = sheet && rgb;
+    if (ready) memset(sheet, GROUND, (size_t)width * (size_t)height * 3);
+    for (int i = 0; i < n && ready; i++) {
+        palette_colours(rgb, tokens + (size_t)i * (size_t)(px * px), (size_t)(px * px), palette);
+        int x0 = i % columns * side + GAP, y0 = i / columns * side + GAP;
+        for (int y = 0; y < px * zoom; y++)
+            for (int x = 0; x < px * zoom; x++)
+                memcpy(sheet + 3 * ((size_t)(y0 + y) * (size_t)width + (size_t)(x0 + x)),
+                       rgb + 3 * (y / zoom * px + x / zoom), 3);
+    }
+    int bad = !ready || png_write(path, sheet, width, height);
+    free(rgb);
+    free(sheet);
+    return bad ? -1 : 0;
+}
+
+/* A step of 1, 2 or 5 times a power of ten that divides a range into about five. */
+static double tick_step(double range) {
+    double step = pow(10, floor(log10(range / 5)));
+    return range / step > 25 ? 5 * step : range / step > 10 ? 2 * step : step;
+}
+
+/* The range of a chart's axis, widened to whole ticks. */
+typedef struct {
+    double low, high, step;
+} Axis;
+
+static Axis axis_of(const Series *series, int n, int vertical) {
+    Axis a = {INFINITY, -INFINITY, 1};
+    for (int s = 0; s < n; s++)
+        for (int i = 0; i < series[s].n; i++) {
+            double v = vertical ? series[s].y[i] : series[s].x[i];
+            if (!isfinite(series[s].y[i])) continue;
+            a.low = v < a.low ? v : a.low;
+            a.high = v > a.high ? v : a.high;
+        }
+    if (!(a.low < a.high)) a = isfinite(a.low) ? (Axis){a.low - 1, a.low + 1, 1} : (Axis){0, 1, 1};
+    a.step = tick_step(a.high - a.low);
+    a.low = floor(a.low / a.step) * a.step;
+    a.high = ceil(a.high / a.step) * a.step;
+    return a;
+}
+
+static void svg_text(FILE *f, double x, double y, const char *more, const char *text) {
+    fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" %s>", x, y, more);
+    for (; *text; text++) {
+        if (*text == '&') fputs("&amp;", f);
+        else if (*text == '<') fputs("&lt;", f);
+        else fputc(*text, f);
+    }
+    fputs("</text>\n", f);
+}
+
+enum { CHART_W = 720, CHART_H = 420, LEFT = 70, RIGHT = 20, TOP = 40, BOTTOM = 55 };
+
+static double chart_x(const Axis *a, double v) {
+    return LEFT + (v - a->low) / (a->high - a->low) * (CHART_W - LEFT - RIGHT);
+}
+
+static double chart_y(const Axis *a, double v) {
+    return CHART_H - BOTTOM - (v - a->low) / (a->high - a->low) * (CHART_H - TOP - BOTTOM);
+}
+
+static void chart_axes(FILE *f, const Axis *ax, const Axis *ay, const char *x_name,
+                       const char *y_name) {
+    char text[32], more[96];
+    for (double v = ay->low; v < ay->high + ay->step / 2; v += ay->step) {
+        double y = chart_y(ay, v);
+        fprintf(f, "<path d=\"M%d %.1fH%d\" stroke=\"#ddd\"/>\n", LEFT, y, CHART_W - RIGHT);
+        snprintf(text, sizeof text, "%.6g", fabs(v) < ay->step / 2 ? 0 : v);
+        svg_text(f, LEFT - 8, y + 4, "text-anchor=\"end\"", text);
+    }
+    for (double v = ax->low; v < ax->high + ax->step / 2; v += ax->step) {
+        fprintf(f, "<path d=\"M%.1f %dv5\" stroke=\"#888\"/>\n", chart_x(ax, v), CHART_H - BOTTOM);
+        snprintf(text, sizeof text, "%.6g", fabs(v) < ax->step / 2 ? 0 : v);
+        svg_text(f, chart_x(ax, v), CHART_H - BOTTOM + 20, "text-anchor=\"middle\"", text);
+    }
+    svg_text(f, (LEFT + CHART_W - RIGHT) / 2.0, CHART_H - 12, "text-anchor=\"middle\"", x_name);
+    snprintf(more, sizeof more, "text-anchor=\"middle\" transform=\"rotate(-90 18 %d)\"",
+             (TOP + CHART_H - BOTTOM) / 2);
+    svg_text(f, 18, (TOP + CHART_H - BOTTOM) / 2, more, y_name);
+}
+
+int chart_write(const char *path, const char *title, const char *x_name, const char *y_name,
+                const Series *series, int n) {
+    Axis ax = axis_of(series, n, 0), ay = axis_of(series, n, 1);
+    FILE *f = file_create(path);
+    if (!f) return -1;
+    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
+               "font-family=\"sans-serif\" font-size=\"13\" fill=\"#333\">\n"
+               "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n", CHART_W, CHART_H);
+    svg_text(f, LEFT, 24, "font-size=\"16\" font-weight=\"bold\"", title);
+    chart_axes(f, &ax, &ay, x_name, y_name);
+    for (int s = 0; s < n; s++) {
+        const Series *line = &series[s];
+        int pen_down = 0;
+        fprintf(f, "<path fill=\"none\" stroke-width=\"1.8\" stroke=\"%s\" d=\"", line->colour);
+        for (int i = 0; i < line->n; i++) {
+            if (!isfinite(line->y[i])) continue;
+            fprintf(f, "%c%.1f %.1f", pen_down++ ? 'L' : 'M', chart_x(&ax, line->x[i]),
+                    chart_y(&ay, line->y[i]));
+        }
+        fputs("\"/>\n", f);
+        for (int i = 0; i < line->n && line->dots; i++)
+            if (isfinite(line->y[i]))
+                fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n",
+                        chart_x(&ax, line->x[i]), chart_y(&ay, line->y[i]), line->colour);
+        fprintf(f, "<path d=\"M%d %dh24\" stroke-width=\"3\" stroke=\"%s\"/>\n", CHART_W - 190,
+                TOP + 14 + 20 * s, line->colour);
+        svg_text(f, CHART_W - 158, TOP + 18 + 20 * s, "", line->name);
+    }
+    fputs("</svg>\n", f);
+    return file_finish(f, path);
+}
+
+/* ==== 13 commands ===============================================================================
+   The program: options, then one function for each command. Results go to stdout as lines of
+   `name value`, everything else to stderr. */
+
+#ifndef IGPT_NO_MAIN
+
+/* One table describes every option: parsing, defaults, ranges, help and suggestions read it. */
+typedef struct {
+    const char *data, *model, *out, *preset, *init, *palette;
+    int seed, threads, quiet;
+    int n_layer, n_head, n_embd, n_px, n_vocab; // -1: the preset's
+    int batch, micro_batch, steps, warmup, eval_every, save_every, resume;
+    double lr;
+    int n, top_k;
+    double temperature;
+} Options;
+
+enum { TEXT, WHOLE, NUMBER, FLAG };
+enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, ALL = 15 };
+
+typedef struct {
+    const char *name;
+    int type;
+    size_t where;        // in Options
+    unsigned commands;   // that take it
+    const char *initial; // as on the command line; "" leaves -1 or NULL
+    const char *unit;
+    double low, high;
+    const char *help;
+} Option;
+
+#define AT(field) offsetof(Options, field)
+static const Option option_table[] = {
+    {"data", TEXT, AT(data), TRAIN | EVAL, "data/emoji", "DIR", 0, 0, "the pictures"},
+    {"model", TEXT, AT(model), SAMPLE | EVAL | INFO, "out", "DIR", 0, 0, "a model directory"},
+    {"out", TEXT, AT(out), TRAIN | SAMPLE, "out", "DIR", 0, 0, "where to write"},
+    {"seed", WHOLE, AT(seed), TRAIN | SAMPLE, "1", "N", 0, INT_MAX, "of all random numbers"},
+    {"threads", WHOLE, AT(threads), ALL, "0", "N", 0, 1024, "to compute with; 0: all cores"},
+    {"quiet", FLAG, AT(quiet), ALL, "", "", 0, 0, "no progress on stderr"},
+    {"preset", TEXT, AT(preset), TRAIN | INFO, "tiny", "NAME", 0, 0,
+     "tiny, igpt-s, igpt-m, igpt-l or igpt-xl; sets what is not given of the rest"},
+    {"n-layer", WHOLE, AT(n_layer), TRAIN | INFO, "", "N", 1, 1024, "layers"},
+    {"n-head", WHOLE, AT(n_head), TRAIN | INFO, "", "N", 1, 1024, "attention heads"},
+    {"n-embd", WHOLE, AT(n_embd), TRAIN | INFO, "", "N", 1, 16384, "width of the network"},
+    {"n-px", WHOLE, AT(n_px), TRAIN | INFO, "", "N", 1, 256, "side of the pictures in pixels"},
+    {"n-vocab", WHOLE, AT(n_vocab), TRAIN | INFO, "", "N", 2, 65535, "colours in the palette"},
+    {"batch", WHOLE, AT(batch), TRAIN | INFO, "", "N", 1, 65536, "images in a step"},
+    {"micro-batch", WHOLE, AT(micro_batch), TRAIN | INFO, "", "N", 1, 65536,
+     "images in a pass; gradients add up to the batch"},
+    {"steps", WHOLE, AT(steps), TRAIN, "", "N", 1, INT_MAX / 2, "steps of Adam"},
+    {"lr", NUMBER, AT(lr), TRAIN, "", "X", 0, 1, "peak learning rate"},
+    {"warmup", WHOLE, AT(warmup), TRAIN, "", "N", 0, INT_MAX / 2,
+     "steps until the peak; default one epoch"},
+    {"eval-every", WHOLE, AT(eval_every), TRAIN, "", "N", 1, INT_MAX,
+     "steps from one test and sheet of samples to the next; default steps / 10"},
+    {"save-every", WHOLE, AT(save_every), TRAIN, "", "N", 1, INT_MAX,
+     "steps from one checkpoint to the next; default eval-every"},
+    {"resume", FLAG, AT(resume), TRAIN, "", "", 0, 0, "go on with the run in --out, bit for bit"},
+    {"init", TEXT, AT(init), TRAIN, "", "DIR", 0, 0, "start from this model's weights and palette"},
+    {"palette", TEXT, AT(palette), TRAIN, "", "FILE", 0, 0,
+     "colours of this preprocessor_config.json instead of k-means"},
+    {"n", WHOLE, AT(n), SAMPLE, "40", "N", 1, 100000, "pictures"},
+    {"temperature", NUMBER, AT(temperature), SAMPLE, "1", "X", 0.01, 100,
+     "above 1 wilder, below 1 tamer"},
+    {"top-k", WHOLE, AT(top_k), SAMPLE, "0", "N", 0, 65535,
+     "draw only from the N most probable colours; 0: from all"},
+};
+enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
+
+static const struct {
+    const char *name;
+    int n_layer, n_embd, n_head, n_px, n_vocab, batch, micro_batch, steps;
+    double lr;
+} presets[] = {
+    {"tiny", 6, 128, 4, 16, 64, 32, 32, 1200, 0.003},
+    {"igpt-s", 24, 512, 8, 32, 512, 128, 4, 1000000, 0.003},
+    {"igpt-m", 36, 1024, 8, 32, 512, 128, 2, 1000000, 0.003},
+    {"igpt-l", 48, 1536, 16, 32, 512, 128, 1, 1000000, 0.001},
+    {"igpt-xl", 60, 3072, 16, 64, 512, 64, 1, 2000000, 0.0003},
+};
+
+typedef struct {
+    const char *name, *summary;
+    unsigned bit;
+    int (*run)(Options *);
+} Command;
+
+static char given[N_OPTIONS]; // on the command line
+
+static int is_given(const char *name) {
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (!strcmp(option_table[i].name, name)) return given[i];
+    return 0;
+}
+
+/* The console: notes and one moving progress line, all on stderr. */
+static struct {
+    int quiet, terminal, pending;
+    double last;
+} console;
+
+static void note(const char *format, ...) {
+    va_list args;
+    if (console.quiet) return;
+    if (console.pending) fputs("\r\033[K", stderr);
+    console.pending = 0;
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+}
+
+/* On a terminal ten times a second over itself; elsewhere a line every ten seconds. */
+static void progress(const char *format, ...) {
+    va_list args;
+    double now = seconds_now();
+    if (console.quiet || now - console.last < (console.terminal ? 0.1 : 10)) return;
+    console.last = now;
+    if (console.terminal) fputs("\r\033[K", stderr);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    if (!console.terminal) fputc('\n', stderr);
+    console.pending = console.terminal;
+    fflush(stderr);
+}
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal_number) {
+    (void)signal_number;
+    interrupted = 1;
+}
+
+/* The first Ctrl-C asks for an orderly end, the second ends at once. */
+static void catch_interrupt(void) {
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+/* "3:07", or "2:03:07". */
+static const char *clock_text(double seconds) {
+    static char text[2][32];
+    static int turn;
+    int s = (int)(seconds + 0.5);
+    turn = !turn;
+    if (s >= 3600) snprintf(text[turn], 32, "%d:%02d:%02d", s / 3600, s / 60 % 60, s % 60);
+    else snprintf(text[turn], 32, "%d:%02d", s / 60, s % 60);
+    return text[turn];
+}
+
+/* Fill what was not given from the preset; returns -1 for a preset that is not there. */
+static int preset_apply(Options *o) {
+    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
+        if (strcmp(o->preset, presets[i].name)) continue;
+        const struct {
+            int *value, preset;
+        } fields[] = {{&o->n_layer, presets[i].n_layer}, {&o->n_embd, presets[i].n_embd},
+                      {&o->n_head, presets[i].n_head},   {&o->n_px, presets[i].n_px},
+                      {&o->n_vocab, presets[i].n_vocab}, {&o->batch, presets[i].batch},
+                      {&o->steps, presets[i].steps}};
+        for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
+            if (*fields[k].value < 0) *fields[k].value = fields[k].preset;
+        if (o->micro_batch < 0)
+            o->micro_batch =
+                o->batch < presets[i].micro_batch ? o->batch : presets[i].micro_batch;
+        if (o->lr < 0) o->lr = presets[i].lr;
+        return 0;
+    }
+    return fail("there is no preset %s: tiny, igpt-s, igpt-m, igpt-l and igpt-xl are there",
+                o->preset);
+}
+
+/* A folder to write to, made where it is missing; found out now rather than after the work. */
+static int folder_check(const char *dir) {
+    if (folder_make(dir)) return -1;
+    return access(dir, W_OK) ? fail("cannot write to the folder %s: %s", dir, strerror(errno)) : 0;
+}
+
+static Config config_of(const Options *o) {
+    return (Config){.n_px = o->n_px,
+                    .n_vocab = o->n_vocab,
+                    .n_embd = o->n_embd,
+                    .n_head = o->n_head,
+                    .n_layer = o->n_layer};
+}
+
+/* The entropy of a set's colours, in nats: what a model scores that only counts them. */
+static double unigram_nats(const Images *set, int K) {
+    size_t n = (size_t)set->n * (size_t)set->px * (size_t)set->px, *count = zalloc((size_t)K, sizeof *count);
+    double nats = 0;
+    if (!count) return NAN;
+    for (size_t i = 0; i < n; i++) count[set->tokens[i]]++;
+    for (int k = 0; k < K; k++)
+        if (count[k]) nats -= (double)count[k] / (double)n * log((double)count[k] / (double)n);
+    free(count);
+    return nats;
+}
+
+/* The mean loss over a set, B images at a time. */
+static double evaluate(const Model *m, Activations *acts, const Images *set, int B) {
+    double sum = 0;
+    for (int i = 0; i < set->n; i += B) {
+        int n = set->n - i < B ? set->n - i : B;
+        Batch batch = {.B = n, .tokens = set->tokens + (size_t)i * (size_t)(set->px * set->px)};
+        sum += objective(m, acts, &batch, 1, 0, 0, NULL).gen;
+    }
+    return sum / set->n;
+}
+
+static void print_losses(double nats, const Images *test, int K) {
+    printf("nats_per_pixel %.5f\nbits_per_dim %.5f\nunigram_nats %.5f\n", nats, nats / log(2),
+           unigram_nats(test, K));
+}
+
+enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, LOG_ROWS = 200 };
+
+/* What training and sampling take: parameters (for training also gradients and two moments),
+   activations, the sampler's cache. */
+static double train_bytes(const Options *o) {
+    Config c = config_of(o);
+    Model m;
+    if (model_list(&m, c)) return NAN;
+    double bytes = 4.0 * (double)m.n_params * sizeof(real) +
+                   (double)activations_bytes(&c, o->micro_batch, KEEP_ALL) +
+                   (double)sampler_bytes(&c, TRAIN_SAMPLES);
+    model_free(&m);
+    return bytes;
+}
+
+static double sample_bytes(const Options *o) {
+    Config c = config_of(o);
+    Model m;
+    if (model_list(&m, c)) return NAN;
+    double bytes = (double)m.n_params * sizeof(real) + (double)sampler_bytes(&c, SAMPLE_BATCH);
+    model_free(&m);
+    return bytes;
+}
+
+/* A training run: everything that a step needs, laid out once. */
+typedef struct {
+    int step;
+    double seconds, lr, train, test; // test: NaN between evaluations
+} Row;
+
+typedef struct {
+    const Options *o;
+    Model model;
+    Dataset data;
+    Activations *acts;
+    Sampler *sampler;
+    real *grads, *first, *second; // gradient and Adam's moments, laid out as params
+    uint16_t *tokens;             // (micro_batch, T)
+    uint16_t *samples;            // (n_samples, T)
+    int *order, epoch;            // of the training images in this epoch
+    int step;                     // steps done
+    double loss;                  // summed since the last row of the log
+    int loss_steps;
+    double seconds, began; // spent before a resume; when this process began
+    Row *rows;
+    int n_rows, room;
+} Run;
+
+static void run_free(Run *r) {
+    model_free(&r->model);
+    dataset_free(&r->data);
+    free(r->acts);
+    free(r->sampler);
+    free(r->grads);
+    free(r->tokens);
+    free(r->samples);
+    free(r->order);
+    free(r->rows);
+}
+
+/* The next image of the run into tokens: image number `index` counted over all epochs. */
+static void next_image(Run *r, uint64_t index, uint16_t *tokens) {
+    const Images *set = &r->data.train;
+    size_t T = (size_t)set->px * (size_t)set->px;
+    int epoch = (int)(index / (uint64_t)set->n);
+    if (epoch != r->epoch) {
+        for (int i = 0; i < set->n; i++) r->order[i] = i;
+        random_shuffle(r->order, set->n, (uint64_t)r->o->seed,
+                       stream_of(FOR_ORDER, (uint64_t)epoch));
+        r->epoch = epoch;
+    }
+    const uint16_t *image = set->tokens + (size_t)r->order[index % (uint64_t)set->n] * T;
+    if (random_bits((uint64_t)r->o->seed, stream_of(FOR_FLIP, 0), index) & 1)
+        image_flip(image, tokens, set->px);
+    else memcpy(tokens, image, T * sizeof *tokens);
+}
+
+/* One step of Adam on the next batch; returns its mean loss. */
+static double train_step(Run *r) {
+    const Options *o = r->o;
+    size_t T = (size_t)r->data.train.px * (size_t)r->data.train.px;
+    double loss = 0;
+    for (int i = 0; i < o->batch; i += o->micro_batch) {
+        int n = o->batch - i < o->micro_batch ? o->batch - i : o->micro_batch;
+        for (int b = 0; b < n; b++)
+            next_image(r, (uint64_t)r->step * (uint64_t)o->batch + (uint64_t)(i + b),
+                       r->tokens + (size_t)b * T);
+        Batch batch = {.B = n, .tokens = r->tokens};
+        loss += objective(&r->model, r->acts, &batch, 1, 0, 1.0 / o->batch, r->grads).gen;
+    }
+    adam_step(r->model.params, r->grads, r->first, r->second, r->model.n_params, r->step + 1,
+              learning_rate(r->step, o->steps, o->warmup, o->lr));
+    r->step++;
+    return loss / o->batch;
+}
+
+/* The training state: what --resume needs, bit for bit. Options are kept as text. */
+
+static const char *option_text(const Options *o, const Option *option, char text[32]) {
+    const char *at = (const char *)o + option->where;
+    if (option->type == TEXT) return *(const char *const *)(const void *)at;
+    if (option->type == NUMBER) snprintf(text, 32, "%.17g", *(const double *)(const void *)at);
+    else snprintf(text, 32, "%d", *(const int *)(const void *)at);
+    return text;
+}
+
+/* Options that a resumed run takes over: those of training, but for where and how it runs. */
+static int is_kept(const Option *option) {
+    static const char *const own[] = {"out", "threads", "quiet", "resume", "init", "palette"};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        if (!strcmp(option->name, own[i])) return 0;
+    return (option->commands & TRAIN) != 0;
+}
+
+static int state_save(const Run *r, const char *path) {
+    const Model *m = &r->model;
+    const char *dtype = sizeof(real) == 8 ? "F64" : "F32", *metadata[2 * N_OPTIONS + 8];
+    char numbers[N_OPTIONS + 2][32];
+    int n = 0;
+    for (int i = 0; i < N_OPTIONS; i++) {
+        if (!is_kept(&option_table[i])) continue;
+        metadata[n++] = option_table[i].name;
+        metadata[n++] = option_text(r->o, &option_table[i], numbers[i]);
+    }
+    snprintf(numbers[N_OPTIONS], 32, "%d", r->step);
+    snprintf(numbers[N_OPTIONS + 1], 32, "%.3f", r->rows[r->n_rows - 1].seconds);
+    metadata[n++] = "step", metadata[n++] = numbers[N_OPTIONS];
+    metadata[n++] = "seconds", metadata[n++] = numbers[N_OPTIONS + 1];
+    metadata[n] = NULL;
+    const int64_t size = (int64_t)m->n_params, K = m->config.n_vocab;
+    const Stored tensors[] = {
+        {.name = "params", .dtype = dtype, .n_dim = 1, .shape = {size}, .data = m->params},
+        {.name = "adam.first", .dtype = dtype, .n_dim = 1, .shape = {size}, .data = r->first},
+        {.name = "adam.second", .dtype = dtype, .n_dim = 1, .shape = {size}, .data = r->second},
+        {.name = "palette", .dtype = dtype, .n_dim = 2, .shape = {K, 3}, .data = m->palette},
+    };
+    return safetensors_write(path, tensors, 4, metadata);
+}
+
+/* Give an option its value; -1 and a sentence for one that does not fit. */
+static int option_set(Options *options, const Option *option, const char *value) {
+    char *at = (char *)options + option->where, *end;
+    if (option->type == TEXT) {
+        *(const char **)(void *)at = value;
+        return 0;
+    }
+    double number = strtod(value, &end);
+    if (end == value || *end || !isfinite(number))
+        return fail("--%s takes a number, not \"%s\"", option->name, value);
+    if (option->type == NUMBER) {
+        if (number < option->low || number > option->high)
+            return fail("--%s takes a number from %g to %g, not %s", option->name, option->low,
+                        option->high, value);
+        *(double *)(void *)at = number;
+        return 0;
+    }
+    double high = option->type == FLAG ? 1 : option->high;
+    if (number != floor(number) || number < option->low || number > high)
+        return fail("--%s takes a whole number from %.0f to %.0f, not %s", option->name, option->low,
+                    high, value);
+    *(int *)(void *)at = (int)number;
+    return 0;
+}
+
+/* The options of the run that wrote the state, but for those given now. */
+static int options_resume(Options *o, const Safetensors *state) {
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const Option *option = &option_table[i];
+        if (!is_kept(option) || given[i]) continue;
+        const char *value = safetensors_metadata(state, option->name);
+        if (!value) return fail("%s: metadata %s is missing", state->path, option->name);
+        if (option_set(o, option, value)) return -1;
+    }
+    if (safetensors_metadata(state, "step") && safetensors_metadata(state, "seconds")) return 0;
+    return fail("%s: metadata step or seconds is missing", state->path);
+}
+
+static int state_read(Safetensors *file, const char *name, int64_t count, real *out) {
+    const Stored *s = safetensors_find(file, name);
+    if (!s || s->count != count)
+        return fail("%s: tensor %s is missing or has not %lld elements", file->path, name,
+                    (long long)count);
+    return safetensors_read(file, s, out);
+}
+
+/* The rows of an earlier log.csv up to the step that is resumed. */
+static void log_read(Run *r, const char *path) {
+    FILE *f = fopen(path, "r");
+    char line[256];
+    for (Row row; f && fgets(line, sizeof line, f) && r->n_rows < r->room;) {
+        row.test = NAN;
+        if (sscanf(line, "%d,%lf,%lf,%lf,%lf", &row.step, &row.seconds, &row.lr, &row.train,
+                   &row.test) >= 4 && row.step <= r->step)
+            r->rows[r->n_rows++] = row;
+    }
+    if (f) fclose(f);
+}
+
+static int log_write(const Run *r, const char *path) {
+    FILE *f = file_create(path);
+    if (!f) return -1;
+    fprintf(f, "step,seconds,lr,train_nats,test_nats\n");
+    for (const Row *row = r->rows; row < r->rows + r->n_rows; row++) {
+        fprintf(f, "%d,%.3f,%.6g,%.5f,", row->step, row->seconds, row->lr, row->train);
+        if (isfinite(row->test)) fprintf(f, "%.5f", row->test);
+        fputc('\n', f);
+    }
+    return file_finish(f, path);
+}
+
+static int loss_chart(const Run *r, const char *path) {
+    size_t n = (size_t)r->n_rows;
+    double *x = zalloc(3 * n, sizeof *x), *train = x + n, *test = train + n;
+    if (!x) return -1;
+    for (size_t i = 0; i < n; i++) {
+        x[i] = r->rows[i].step;
+        train[i] = r->rows[i].train;
+        test[i] = r->rows[i].test;
+    }
+    const Series series[] = {{"training", "#7aa6d6", (int)n, x, train, 0},
+                             {"test", "#c0392b", (int)n, x, test, 1}};
+    int bad = chart_write(path, "Loss", "step", "nats per pixel", series, 2);
+    free(x);
+    return bad;
+}
+
+/* Sizes and starting values that the command line, --init or --resume ask for. */
+static int run_model(Run *r, Options *o, Safetensors *state) {
+    Model *m = &r->model;
+    if (o->init) {
+        if (model_load(m, o->init)) return -1;
+        if (m->config.n_px != r->data.train.px)
+            return fail("%s works on %d x %d pixels: give --n-px %d", o->init, m->config.n_px,
+                        m->config.n_px, m->config.n_px);
+        return 0;
+    }
+    Config c = config_of(o);
+    real *palette = zalloc((size_t)o->n_vocab * 3, sizeof *palette);
+    int found = palette ? o->n_vocab : -1;
+    if (palette && state->file) {
+        if (state_read(state, "palette", 3 * (int64_t)o->n_vocab, palette)) found = -1;
+    } else if (palette && o->palette) {
+        Json *json = json_read(o->palette);
+        found = json ? palette_load(palette, o->n_vocab, json, o->palette) : -1;
+        free(json);
+    } else if (palette) {
+        note("palette: k-means, %d colours", o->n_vocab);
+        const Images *train = &r->data.train;
+        found = palette_build(palette, o->n_vocab, train->rgb,
+                              (size_t)train->n * (size_t)train->px * (size_t)train->px,
+                              (uint64_t)o->seed, NULL);
+    }
+    if (found >= 0 && found < o->n_vocab)
+        note("palette: %d colours are all there are, not %d", found, o->n_vocab);
+    c.n_vocab = o->n_vocab = found;
+    int bad = found < 0 || model_init(m, c);
+    if (!bad) {
+        memcpy(m->palette, palette, (size_t)found * 3 * sizeof *palette);
+        model_randomise(m, (uint64_t)o->seed);
+    }
+    free(palette);
+    return bad ? -1 : 0;
+}
+
+/* Weights, moments and log as the run in --out left them. */
+static int run_resume(Run *r, Safetensors *state) {
+    const Model *m = &r->model;
+    int64_t n = (int64_t)m->n_params;
+    if (state_read(state, "params", n, m->params) || state_read(state, "adam.first", n, r->first) ||
+        state_read(state, "adam.second", n, r->second))
+        return -1;
+    r->step = atoi(safetensors_metadata(state, "step"));
+    r->seconds = atof(safetensors_metadata(state, "seconds"));
+    log_read(r, file_in(r->o->out, "log.csv"));
+    note("resuming at step %d of %d", r->step, r->o->steps);
+    return 0;
+}
+
+static int run_open(Run *r, Options *o, Safetensors *state) {
+    *r = (Run){.o = o, .epoch = -1};
+    if (dataset_read(&r->data, o->data, o->n_px)) return -1;
+    note("%s: %d training and %d test pictures, %d classes, at %d x %d", o->data, r->data.train.n,
+         r->data.test.n, r->data.n_class, o->n_px, o->n_px);
+    if (run_model(r, o, state)) return -1;
+    const Config *c = &r->model.config;
+    if (images_quantise(&r->data.train, r->model.palette, c->n_vocab) ||
+        images_quantise(&r->data.test, r->model.palette, c->n_vocab))
+        return -1;
+    if (o->warmup < 0) o->warmup = r->data.train.n / o->batch;
+    if (o->warmup > o->steps / 2) o->warmup = o->steps / 2;
+    if (o->eval_every < 0) o->eval_every = (o->steps + 9) / 10;
+    if (o->save_every < 0) o->save_every = o->eval_every;
+    size_t T = dimension(c, DIM_T), n = r->model.n_params;
+    r->room = LOG_ROWS * 2 + o->steps / o->eval_every + 2;
+    r->rows = zalloc((size_t)r->room, sizeof *r->rows);
+    r->order = zalloc((size_t)r->data.train.n, sizeof *r->order);
+    r->tokens = zalloc((size_t)o->micro_batch * T, sizeof *r->tokens);
+    r->samples = zalloc(TRAIN_SAMPLES * T, sizeof *r->samples);
+    r->grads = zalloc(3 * n, sizeof *r->grads);
+    r->acts = activations_new(c, o->micro_batch, KEEP_ALL);
+    r->sampler = sampler_new(c, TRAIN_SAMPLES);
+    if (!r->rows || !r->order || !r->tokens || !r->samples || !r->grads || !r->acts || !r->sampler)
+        return -1;
+    r->first = r->grads + n;
+    r->second = r->first + n;
+    return state->file ? run_resume(r, state) : 0;
+}
+
+/* Note where the run stands; every now and then with the test loss and pictures. */
+static int run_report(Run *r, int evaluating) {
+    const Options *o = r->o;
+    Row *row = &r->rows[r->n_rows < r->room ? r->n_rows++ : r->room - 1];
+    *row = (Row){.step = r->step,
+                 .seconds = r->seconds + seconds_now() - r->began,
+                 .lr = learning_rate(r->step - 1, o->steps, o->warmup, o->lr),
+                 .train = r->loss / r->loss_steps,
+                 .test = NAN};
+    r->loss = r->loss_steps = 0;
+    if (!evaluating) return 0;
+    row->test = evaluate(&r->model, r->acts, &r->data.test, o->micro_batch);
+    sample_images(&r->model, r->sampler, r->samples, TRAIN_SAMPLES, 0, (uint64_t)o->seed, 0, 1, 0);
+    note("step %d  train %.4f  test %.4f nats per pixel  %s", r->step, row->train, row->test,
+         file_in(o->out, "samples.png"));
+    if (sheet_write(file_in(o->out, "samples.png"), r->samples, TRAIN_SAMPLES, o->n_px,
+                    r->model.palette, SHEET_COLUMNS) ||
+        loss_chart(r, file_in(o->out, "loss.svg")))
+        return -1;
+    return log_write(r, file_in(o->out, "log.csv"));
+}
+
+static int run_save(const Run *r) {
+    if (state_save(r, file_in(r->o->out, "train_state.safetensors"))) return -1;
+    return model_save(&r->model, r->o->out, sizeof(real) == 8 ? "F64" : "F32");
+}
+
+static int run_steps(Run *r) {
+    const Options *o = r->o;
+    int log_every = (o->steps + LOG_ROWS - 1) / LOG_ROWS, from = r->step;
+    r->began = seconds_now();
+    catch_interrupt();
+    while (r->step < o->steps && !interrupted) {
+        double loss = train_step(r), spent = seconds_now() - r->began;
+        r->loss += loss;
+        r->loss_steps++;
+        if (!isfinite(loss)) return fail("the loss is %g at step %d: try a lower --lr", loss, r->step);
+        progress("step %d of %d  loss %.4f  %.0f images/s  %s left", r->step, o->steps,
+                 r->loss / r->loss_steps, (r->step - from) * (double)o->batch / spent,
+                 clock_text(spent / (r->step - from) * (o->steps - r->step)));
+        int last = r->step == o->steps, evaluating = last || r->step % o->eval_every == 0;
+        if ((evaluating || interrupted || r->step % log_every == 0) && run_report(r, evaluating))
+            return -1;
+        if ((last || interrupted || r->step % o->save_every == 0) && run_save(r)) return -1;
+    }
+    if (r->step < o->steps)
+        return fail("stopped at step %d of %d and saved; go on with: igpt train --resume --out %s",
+                    r->step, o->steps, o->out);
+    return 0;
+}
+
+static int command_train(Options *o) {
+    Safetensors state = {.file = NULL};
+    Run run = {.o = o};
+    int bad = 0;
+    if (o->resume)
+        bad = safetensors_open(&state, file_in(o->out, "train_state.safetensors")) ||
+              options_resume(o, &state);
+    bad = bad || preset_apply(o);
+    Config config = config_of(o);
+    bad = bad || config_check(&config) || folder_check(o->out) || run_open(&run, o, &state);
+    if (!bad) {
+        note("model: %d layers, d %d, %d heads, %d colours: %.2f million parameters, %.0f MB",
+             o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
+             train_bytes(o) / 1e6);
+        bad = run_steps(&run);
+    }
+    if (!bad && run.n_rows) {
+        const Row *end = &run.rows[run.n_rows - 1];
+        printf("step %d\nseconds %.1f\ntrain_nats_per_pixel %.5f\n", end->step, end->seconds,
+               end->train);
+        print_losses(end->test, &run.data.test, run.model.config.n_vocab);
+    }
+    safetensors_close(&state);
+    run_free(&run);
+    return bad ? -1 : 0;
+}
+
+static int command_sample(Options *o) {
+    Model m;
+    if (model_load(&m, o->model)) return -1;
+    int n = o->n, B = n < SAMPLE_BATCH ? n : SAMPLE_BATCH, T = m.config.n_px * m.config.n_px;
+    int columns = n < SHEET_COLUMNS ? n : SHEET_COLUMNS;
+    uint16_t *tokens = zalloc((size_t)n * (size_t)T, sizeof *tokens);
+    Sampler *sampler = sampler_new(&m.config, B);
+    int bad = !tokens || !sampler || folder_check(o->out);
+    double began = seconds_now();
+    for (int i = 0; i < n && !bad; i += B) {
+        sample_images(&m, sampler, tokens + (size_t)i * (size_t)T, n - i < B ? n - i : B, 0,
+                      (uint64_t)o->seed, i, o->temperature, o->top_k);
+        progress("%d of %d pictures", n - i < B ? n : i + B, n);
+    }
+    double seconds = seconds_now() - began;
+    const char *path = file_in(o->out, "samples.png");
+    bad = bad || sheet_write(path, tokens, n, m.config.n_px, m.palette, columns);
+    if (!bad) {
+        note("%d pictures in %.1f s", n, seconds);
+        printf("samples %s\npictures_per_second %.2f\n", path, n / seconds);
+    }
+    free(sampler);
+    free(tokens);
+    model_free(&m);
+    return bad ? -1 : 0;
+}
+
+static int command_eval(Options *o) {
+    enum { B = 16 };
+    Model m;
+    Dataset data;
+    if (model_load(&m, o->model)) return -1;
+    if (dataset_read(&data, o->data, m.config.n_px)) {
+        model_free(&m);
+        return -1;
+    }
+    Activations *acts = activations_new(&m.config, B, KEEP_NOTHING);
+    int bad = !acts || images_quantise(&data.test, m.palette, m.config.n_vocab);
+    if (!bad) {
+        double nats = evaluate(&m, acts, &data.test, B);
+        printf("images %d\n", data.test.n);
+        print_losses(nats, &data.test, m.config.n_vocab);
+    }
+    free(acts);
+    dataset_free(&data);
+    model_free(&m);
+    return bad ? -1 : 0;
+}
+
+static int command_info(Options *o) {
+    Model m;
+    Config c;
+    if (is_given("model")) {
+        const char *path = file_in(o->model, "config.json");
+        Json *json = json_read(path);
+        int bad = !json || config_load(&c, json, path);
+        free(json);
+        if (bad) return -1;
+        o->n_px = c.n_px, o->n_vocab = c.n_vocab, o->n_embd = c.n_embd, o->n_head = c.n_head;
+        o->n_layer = c.n_layer;
+    }
+    if (preset_apply(o)) return -1;
+    c = config_of(o);
+    if (model_list(&m, c)) return -1;
+    size_t multiplied = m.n_params;
+    for (int i = 0; i < m.n_tensors; i++) {
+        const Tensor *t = &m.tensors[i];
+        if (t->rank == 1 || t->kind == WTE || t->kind == WPE) multiplied -= t->rows * t->cols;
+    }
+    double T = (double)dimension(&c, DIM_T);
+    double forward = 2 * (double)multiplied * T + 2.0 * c.n_layer * T * T * c.n_embd;
+    printf("n_layer %d\nn_embd %d\nn_head %d\nn_px %d\nn_vocab %d\n", c.n_layer, c.n_embd, c.n_head,
+           c.n_px, c.n_vocab);
+    printf("parameters %zu\nparameters_millions %zu\n", m.n_params, m.n_params / 1000000);
+    model_free(&m);
+    c.n_px = 32, c.n_vocab = 512; // what the paper's table counts
+    if (model_list(&m, c)) return -1;
+    printf("parameters_millions_at_32px_512_colours %zu\n", m.n_params / 1000000);
+    model_free(&m);
+    printf("forward_gflop_per_image %.4g\ntraining_gflop_per_image %.4g\n", forward / 1e9,
+           3 * forward / 1e9);
+    printf("training_memory_mb %.0f\nsampling_memory_mb %.0f\n", train_bytes(o) / 1e6,
+           sample_bytes(o) / 1e6);
+    return 0;
+}
+
+static const Command commands[] = {
+    {"train", "pre-train on images", TRAIN, command_train},
+    {"sample", "draw new images", SAMPLE, command_sample},
+    {"eval", "loss on the test images", EVAL, command_eval},
+    {"info", "a model's parameters, FLOPs and memory, before anything is run", INFO, command_info},
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+/* How many letters apart two words are (Levenshtein), for suggestions. */
+static int distance(const char *a, const char *b) {
+    int row[64], n = (int)strlen(b);
+    if (n > 63) return 99;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int best = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            row[j] = best;
+        }
+    }
+    return row[n];
+}
+
+static void help_all(FILE *f) {
+    fprintf(f, "igpt - Image GPT in one C file\n\nusage: igpt COMMAND [--option VALUE ...]\n\n");
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].summary);
+    fprintf(f, "\nigpt COMMAND --help shows a command's options. A first run, five minutes:\n\n"
+               "  igpt train             learns to draw emoji; look at out/samples.png\n"
+               "  igpt sample --n 64     draws more\n");
+}
+
+static void help_command(const Command *command) {
+    printf("igpt %s - %s\n\n", command->name, command->summary);
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const Option *o = &option_table[i];
+        if (!(o->commands & command->bit)) continue;
+        char left[48];
+        snprintf(left, sizeof left, "--%s %s", o->name, o->unit);
+        printf("  %-18s %s", left, o->help);
+        if (*o->initial) printf(" (%s)", o->initial);
+        putchar('\n');
+    }
+    for (size_t i = 0; i < sizeof presets / sizeof *presets && command->bit & (TRAIN | INFO); i++)
+        printf("%s  %-8s %2d layers, d %4d, %2d heads, %d x %d pixels, %3d colours, batch %d, "
+               "%d steps, lr %g\n", i ? "" : "\nPresets:\n", presets[i].name, presets[i].n_layer,
+               presets[i].n_embd, presets[i].n_head, presets[i].n_px, presets[i].n_px,
+               presets[i].n_vocab, presets[i].batch, presets[i].steps, presets[i].lr);
+}
+
+/* Read argv[2..] into o. 0; 1: --help; -1: wrong usage. */
+static int options_parse(Options *o, const Command *command, int argc, char **argv) {
+    o->lr = -1;
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const Option *option = &option_table[i];
+        if (*option->initial) option_set(o, option, option->initial);
+        else if (option->type == WHOLE) *(int *)(void *)((char *)o + option->where) = -1;
+    }
+    for (int i = 2; i < argc; i++) {
+        const Option *option = NULL, *near = NULL;
+        const char *name = argv[i][0] == '-' && argv[i][1] == '-' ? argv[i] + 2 : "";
+        int least = 4;
+        if (!strcmp(name, "help") || !strcmp(argv[i], "-h")) return 1;
+        if (!*name) return fail("\"%s\" is no option; options start with --", argv[i]);
+        for (int k = 0; k < N_OPTIONS; k++) {
+            if (!(option_table[k].commands & command->bit)) continue;
+            int apart = distance(name, option_table[k].name);
+            if (apart == 0) option = &option_table[k];
+            if (apart < least) near = &option_table[k], least = apart;
+        }
+        if (!option && near)
+            return fail("%s has no option --%s; did you mean --%s?", command->name, name, near->name);
+        if (!option) return fail("%s has no option --%s", command->name, name);
+        given[option - option_table] = 1;
+        if (option->type == FLAG) *(int *)(void *)((char *)o + option->where) = 1;
+        else if (i + 1 == argc) return fail("--%s needs a value: --%s %s", name, name, option->unit);
+        else if (option_set(o, option, argv[++i])) return -1;
+    }
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    const Command *command = NULL, *near = NULL;
+    Options o = {.quiet = 0};
+    int least = 4;
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        help_all(argc < 2 ? stderr : stdout);
+        return argc < 2 ? 2 : 0;
+    }
+    for (int i = 0; i < N_COMMANDS; i++) {
+        int apart = distance(argv[1], commands[i].name);
+        if (apart == 0) command = &commands[i];
+        if (apart < least) near = &commands[i], least = apart;
+    }
+    if (!command) {
+        fprintf(stderr, "igpt: there is no command %s", argv[1]);
+        if (near) fprintf(stderr, "; did you mean %s?\n", near->name);
+        else fprintf(stderr, "; igpt --help shows those there are\n");
+        return 2;
+    }
+    int parsed = options_parse(&o, command, argc, argv);
+    if (parsed > 0) {
+        help_command(command);
+        return 0;
+    }
+    if (parsed < 0) {
+        fprintf(stderr, "igpt: %s\n", error_text());
+        return 2;
+    }
+    console.quiet = o.quiet;
+    console.terminal = isatty(2) && !getenv("NO_COLOR");
+    threads_set(o.threads);
+    if (command->run(&o) == 0) return fflush(stdout) ? 1 : 0;
+    if (console.pending) fputc('\n', stderr);
+    fprintf(stderr, "igpt: %s\n", error_text());
+    return 1;
+}
+
+#endif // IGPT_NO_MAIN
