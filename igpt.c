@@ -20,6 +20,7 @@
    K colours, d = n_embd, H heads, L layers, C classes; (B, T, d) is row-major. */
 
 #define _POSIX_C_SOURCE 200809L
+#define _FILE_OFFSET_BITS 64 // files beyond 2 GB on 32-bit machines, too
 #include "igpt.h"
 #include <errno.h>
 #include <limits.h>
@@ -100,6 +101,8 @@ __attribute__((format(printf, 1, 2))) static int fail(const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    for (char *c = text; *c; c++) // names out of files must not reach the terminal as commands
+        if ((uint8_t)*c < ' ' || *c == 127) *c = '?';
     memcpy(last_error, text, sizeof text);
     return -1;
 }
@@ -137,6 +140,19 @@ static void put_be(uint8_t *p, uint64_t v, int bytes) {
     for (int i = 0; i < bytes; i++) p[i] = (uint8_t)(v >> 8 * (bytes - 1 - i));
 }
 
+enum { PATH_SIZE = 4096 };
+
+/* dir/name, into path. */
+static int path_join(char path[PATH_SIZE], const char *dir, const char *name) {
+    int n = snprintf(path, PATH_SIZE, "%s/%s", dir, name);
+    return n < PATH_SIZE ? 0 : fail("%s: the path is too long", dir);
+}
+
+static const char *file_in(const char *dir, const char *name) { // valid until the next call
+    static _Thread_local char path[PATH_SIZE];
+    return path_join(path, dir, name) ? "" : path;
+}
+
 /* Files are read in the open and written in hiding: beside their name, flushed to disk, renamed.
    Whatever happens on the way, the name holds the last whole version. */
 static FILE *file_open(const char *path) {
@@ -151,16 +167,16 @@ static FILE *file_open(const char *path) {
 }
 
 static FILE *file_create(const char *path) {
-    char part[4096 + 8];
-    snprintf(part, sizeof part, "%.4095s.part", path);
+    char part[PATH_SIZE + 8];
+    snprintf(part, sizeof part, "%.*s.part", PATH_SIZE, path);
     FILE *f = fopen(part, "wb");
     if (!f) fail("cannot write %s: %s", part, strerror(errno));
     return f;
 }
 
 static int file_finish(FILE *f, const char *path) {
-    char part[4096 + 8];
-    snprintf(part, sizeof part, "%.4095s.part", path);
+    char part[PATH_SIZE + 8];
+    snprintf(part, sizeof part, "%.*s.part", PATH_SIZE, path);
     int bad = ferror(f) || fflush(f) || fsync(fileno(f));
     if (fclose(f) || bad) {
         fail("cannot write %s: %s", path, strerror(errno));
@@ -173,7 +189,7 @@ static int file_finish(FILE *f, const char *path) {
 
 /* Make a folder and those above it; 0 also where it exists already. */
 static int folder_make(const char *path) {
-    char part[4096];
+    char part[PATH_SIZE];
     snprintf(part, sizeof part, "%s", path);
     for (char *p = part + 1;; p++) {
         if (*p != '/' && *p != 0) continue;
@@ -1394,17 +1410,11 @@ void palette_colours(uint8_t *rgb, const uint16_t *tokens, size_t n, const real 
 }
 
 /* ==== 8 images ==================================================================================
-   From files to pictures of n_px x n_px (paper section 3.2). The idea to take away: the well-known
-   sets are all files of equally long records, so one table says how they differ and one loop
-   reads them. Pictures shrink as they come in; memory holds the result and one record. */
+   From files to pictures of n_px x n_px (paper, sections 3.1 and 3.2). The idea to take away: the
+   well-known sets are all files of equally long records, so one table says how they differ and one
+   loop reads them. Pictures shrink as they come in; memory holds the result and one record. */
 
-enum { MAX_SIDE = 32768, MAX_PX = 256, MAX_PICTURES = 10000000, PATH_SIZE = 4096 };
-
-/* dir/name, into path. */
-static int path_join(char path[PATH_SIZE], const char *dir, const char *name) {
-    int n = snprintf(path, PATH_SIZE, "%s/%s", dir, name);
-    return n < PATH_SIZE ? 0 : fail("%s: the path is too long", dir);
-}
+enum { MAX_SIDE = 32768, MAX_PX = 256, MAX_PICTURES = 10000000 };
 
 /* Resizing. An output pixel is a weighted mean of source pixels, its weights one factor per axis.
    In whole numbers: a line of n source pixels that becomes px is measured in units of which a
@@ -1700,7 +1710,7 @@ static int records_open(Records *r, const Layout *layout, const char *dir, const
     return 0;
 }
 
-/* A record's planes, (channels, height, width) or with the last two swapped, to (height, width, 3). */
+/* A record's planes, (channels, height, width) or the last two swapped, to (height, width, 3). */
 static void planes_to_rgb(const Layout *layout, const Records *r, const uint8_t *planes,
                           uint8_t *rgb) {
     size_t h = (size_t)r->height, w = (size_t)r->width;
@@ -1827,9 +1837,9 @@ static int class_number(Dataset *data, const char *name, const char *dir, int te
     return fail("%s: no training pictures are of this class", dir);
 }
 
-/* List the pictures in dir, which are of one class; or, class NULL, of none, and then its
+/* List the pictures in dir, which are of one class; or, class_name NULL, of none, and then its
    sub-folders' too, each a class. */
-static int tree_scan(Tree *tree, Dataset *data, const char *dir, const char *class, int test) {
+static int tree_scan(Tree *tree, Dataset *data, const char *dir, const char *class_name, int test) {
     struct dirent **entry;
     int n = scandir(dir, &entry, is_visible, by_name), label = -1, bad = 0;
     if (n < 0) return fail("cannot read the folder %s: %s", dir, strerror(errno));
@@ -1838,9 +1848,9 @@ static int tree_scan(Tree *tree, Dataset *data, const char *dir, const char *cla
         const char *name = entry[i]->d_name;
         if (!bad) bad = path_join(path, dir, name);
         if (!bad && is_picture(name)) {
-            if (class && label < 0) bad = (label = class_number(data, class, dir, test)) < 0;
-            if (!bad) bad = tree_add(tree, path, label, test);
-        } else if (!bad && !class && is_folder(path)) {
+            if (class_name && label < 0) label = class_number(data, class_name, dir, test);
+            bad = (class_name && label < 0) || tree_add(tree, path, label, test);
+        } else if (!bad && !class_name && is_folder(path)) {
             bad = tree_scan(tree, data, path, name, test);
         }
         free(entry[i]);
@@ -2034,12 +2044,13 @@ static int utf8_length(const char *p, const char *end) {
 
 /* The four digits of a \u escape; a negative number where they are not there. */
 static int32_t json_hex(JsonReader *r) {
+    static const char digits[] = "0123456789abcdefABCDEF";
     int32_t code = 0;
     for (int i = 0; i < 4; i++, r->at++) {
-        int c = r->at < r->end ? *r->at | 32 : 0;
-        if (c >= '0' && c <= '9') code = code * 16 + c - '0';
-        else if (c >= 'a' && c <= 'f') code = code * 16 + c - 'a' + 10;
-        else return json_fail(r, "expected four hexadecimal digits after \\u");
+        const char *digit = r->at < r->end && *r->at ? strchr(digits, *r->at) : NULL;
+        if (!digit) return json_fail(r, "expected four hexadecimal digits after \\u");
+        int32_t value = (int32_t)(digit - digits);
+        code = code * 16 + (value < 16 ? value : value - 6);
     }
     return code;
 }
@@ -2184,8 +2195,8 @@ static int json_value(JsonReader *r, Json *value, int depth) {
 Json *json_parse(const char *text, size_t length, const char *name) {
     size_t n = 1, string_nodes = length / sizeof(Json) + 1; // room for length + 1 bytes
     for (size_t i = 0; i < length; i++) n += text[i] == '[' || text[i] == '{' || text[i] == ',';
-    Json *root = zalloc(n + string_nodes, sizeof *root);
-    if (!root) return NULL;
+    Json *root = calloc(n + string_nodes, sizeof *root); // unlike zalloc, unused pages cost nothing
+    if (!root) return fail("%s: out of memory", name), NULL;
     JsonReader r = {name, text, text, text + length, root + 1, (char *)(root + n)};
     if (!json_value(&r, root, 0)) {
         if (r.at == r.end) return root;
@@ -2561,12 +2572,6 @@ int safetensors_write(const char *path, const Stored *tensors, int n, const char
 
 /* The model directory. Tensors go out and come in by the table of section 4; Hugging Face's biases,
    which this model does not have, go out as zeros and must come in as zeros. */
-
-static const char *file_in(const char *dir, const char *name) { // valid until the next call
-    static _Thread_local char path[4096];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    return path;
-}
 
 /* "x.weight" to "x.bias". */
 static void bias_name(char *out, size_t size, const char *weight) {

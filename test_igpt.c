@@ -827,6 +827,1218 @@ static void test_quantisation(void) {
     free(pixels);
 }
 
+/* ---- 8 images ------------------------------------------------------------------------------- */
+
+/* Make a folder below the scratch folder; returns its path. */
+static char *image_folder(const char *name) {
+    char *path = scratch_path(name);
+    mkdir(path, 0777);
+    return path;
+}
+
+/* n bytes that look random: what the pictures of test files are made of. */
+static uint8_t *image_noise(size_t n) {
+    uint8_t *bytes = malloc(n + 1);
+    for (size_t i = 0; i < n; i++) bytes[i] = (uint8_t)random_bits(8, n, i);
+    return bytes;
+}
+
+/* A file of n records of `size` bytes, record i's label i + first in byte label_at (-1: nowhere).
+   Returns its bytes, for the caller to free. */
+static uint8_t *write_records(const char *name, int n, int size, int label_at, int first) {
+    uint8_t *bytes = image_noise((size_t)n * (size_t)size);
+    for (int i = 0; i < n && label_at >= 0; i++) bytes[i * size + label_at] = (uint8_t)(i + first);
+    write_bytes(scratch_path(name), bytes, (size_t)n * (size_t)size);
+    return bytes;
+}
+
+/* An IDX file: the magic number, dims sizes, then n bytes of noise (labels: 0, 1, ...). */
+static void write_idx(const char *name, unsigned magic, int dims, unsigned count, unsigned height,
+                      unsigned width, size_t n) {
+    unsigned header[] = {magic, count, height, width};
+    uint8_t *bytes = malloc(16 + n), *noise = image_noise(n);
+    size_t at = 0;
+    for (int i = 0; i <= dims; i++)
+        for (int shift = 24; shift >= 0; shift -= 8) bytes[at++] = (uint8_t)(header[i] >> shift);
+    for (size_t i = 0; i < n; i++) bytes[at++] = dims == 1 ? (uint8_t)i : noise[i];
+    write_bytes(scratch_path(name), bytes, at);
+    free(bytes);
+    free(noise);
+}
+
+static void write_text(const char *name, const char *text) {
+    write_bytes(scratch_path(name), text, strlen(text));
+}
+
+/* Reading `name` must succeed: 1, or 0 and a failed check. */
+static int check_read(Dataset *data, const char *name, int n_px) {
+    int result = dataset_read(data, scratch_path(name), n_px);
+    CHECK(result == 0, "%s: %s", name, error_text());
+    return result == 0;
+}
+
+/* Reading `name` must fail with a sentence that has both words and leave the data set zeroed. */
+static void check_refused(const char *name, int n_px, const char *word1, const char *word2) {
+    Dataset data, zero;
+    memset(&data, 1, sizeof data);
+    memset(&zero, 0, sizeof zero);
+    int result = dataset_read(&data, scratch_path(name), n_px);
+    CHECK(result == -1, "%s was read", name);
+    CHECK(strstr(error_text(), word1), "\"%s\" does not say \"%s\"", error_text(), word1);
+    CHECK(strstr(error_text(), word2), "\"%s\" does not say \"%s\"", error_text(), word2);
+    CHECK(memcmp(&data, &zero, sizeof data) == 0, "%s: the data set is not zeroed", name);
+    if (result == 0) dataset_free(&data);
+}
+
+/* A grey picture's value as r, g and b. */
+static void grey_to_rgb(const uint8_t *grey, uint8_t *rgb, int n) {
+    for (int i = 0; i < 3 * n; i++) rgb[i] = grey[i / 3];
+}
+
+static void test_resize_exact_values(void) {
+    static const struct {
+        int from, to;
+        uint8_t in[16], out[16];
+    } cases[] = {
+        // clang-format off
+        {3, 2, {0, 90, 240, 0, 90, 240, 0, 90, 240}, {30, 190, 30, 190}},
+        {3, 2, {0, 0, 0, 90, 90, 90, 240, 240, 240}, {30, 30, 190, 190}},
+        {3, 2, {0, 0, 0, 0, 225, 0, 0, 0, 0}, {25, 25, 25, 25}},
+        {4, 2, {1, 2, 0, 0, 2, 2, 1, 1, 8, 9, 255, 255, 9, 9, 255, 255}, {2, 1, 9, 255}},
+        {4, 3, {0, 120, 60, 240, 0, 120, 60, 240, 0, 120, 60, 240, 0, 120, 60, 240},
+         {30, 90, 195, 30, 90, 195, 30, 90, 195}},
+        {4, 1, {0, 0, 0, 0, 0, 0, 0, 0, 16, 16, 16, 16, 16, 16, 16, 16}, {8}},
+        {2, 4, {0, 100, 0, 100}, {0, 25, 75, 100, 0, 25, 75, 100, 0, 25, 75, 100, 0, 25, 75, 100}},
+        {2, 4, {0, 0, 160, 160},
+         {0, 0, 0, 0, 40, 40, 40, 40, 120, 120, 120, 120, 160, 160, 160, 160}},
+        {2, 3, {0, 100, 100, 200}, {0, 50, 100, 50, 100, 150, 100, 150, 200}},
+        {1, 4, {7}, {7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7}},
+        // clang-format on
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        int from = cases[k].from, to = cases[k].to;
+        uint8_t in[48], want[48], out[48];
+        grey_to_rgb(cases[k].in, in, from * from);
+        grey_to_rgb(cases[k].out, want, to * to);
+        CHECK(image_resize(in, from, from, out, to) == 0, "%s", error_text());
+        for (int i = 0; i < 3 * to * to; i++)
+            CHECK(out[i] == want[i], "case %zu, value %d: %d instead of %d", k, i, out[i], want[i]);
+    }
+}
+
+/* Channel c of the picture n x n at output pixel (i, j) of px x px, from the definitions, in
+   floating point. */
+static double resize_reference(const uint8_t *rgb, int n, int px, int i, int j, int c) {
+    double sum = 0, scale = (double)n / px;
+    for (int y = 0; y < n; y++) {
+        for (int x = 0; x < n; x++) {
+            double wy, wx;
+            if (px <= n) { // covered length of pixel y's [y, y + 1) and x's
+                wy = fmax(0, fmin(y + 1, (i + 1) * scale) - fmax(y, i * scale)) / scale;
+                wx = fmax(0, fmin(x + 1, (j + 1) * scale) - fmax(x, j * scale)) / scale;
+            } else { // distance from the centre, once that is held inside the outer centres
+                wy = fmax(0, 1 - fabs(fmin(fmax((i + 0.5) * scale - 0.5, 0), n - 1) - y));
+                wx = fmax(0, 1 - fabs(fmin(fmax((j + 0.5) * scale - 0.5, 0), n - 1) - x));
+            }
+            sum += wy * wx * rgb[(y * n + x) * 3 + c];
+        }
+    }
+    return sum;
+}
+
+static void test_resize_against_definition(void) {
+    static const int sides[] = {14, 16, 24, 28, 32, 48, 64};
+    uint8_t *rgb = image_noise(32 * 32 * 3), *out = malloc(64 * 64 * 3);
+    for (size_t s = 0; s < sizeof sides / sizeof *sides; s++) {
+        int px = sides[s];
+        double worst = 0;
+        CHECK(image_resize(rgb, 32, 32, out, px) == 0, "%s", error_text());
+        for (int k = 0; k < px * px * 3; k++) {
+            double want = resize_reference(rgb, 32, px, k / 3 / px, k / 3 % px, k % 3);
+            worst = fmax(worst, fabs(out[k] - want));
+        }
+        CHECK(worst < 0.5 + 1e-9, "32 to %d: %.3f levels off, more than rounding", px, worst);
+        if (px == 32) CHECK(memcmp(out, rgb, 32 * 32 * 3) == 0, "32 to 32 is no copy");
+    }
+    free(rgb);
+    free(out);
+}
+
+static void test_resize_large_and_white(void) {
+    size_t n = 3000; // the weights' sum must not overflow
+    uint8_t *rgb = malloc(n * n * 3), out[7 * 7 * 3];
+    memset(rgb, 255, n * n * 3);
+    CHECK(image_resize(rgb, (int)n, (int)n, out, 7) == 0, "%s", error_text());
+    for (size_t i = 0; i < sizeof out; i++) CHECK(out[i] == 255, "white became %d", out[i]);
+    free(rgb);
+}
+
+static void test_resize_crops_the_centre(void) {
+    uint8_t rgb[6 * 4 * 3], out[4 * 4 * 3];
+    for (int i = 0; i < 6 * 4 * 3; i++) rgb[i] = (uint8_t)i;
+    CHECK(image_resize(rgb, 6, 4, out, 4) == 0, "%s", error_text()); // wide: columns 1 to 4
+    for (int y = 0; y < 4; y++)
+        CHECK(memcmp(out + y * 12, rgb + (y * 6 + 1) * 3, 12) == 0, "row %d of the wide one", y);
+    CHECK(image_resize(rgb, 4, 6, out, 4) == 0, "%s", error_text()); // high: rows 1 to 4
+    CHECK(memcmp(out, rgb + 4 * 3, 48) == 0, "the high one");
+    CHECK(image_resize(rgb, 2, 5, out, 2) == 0, "%s", error_text()); // odd: one above, two below
+    CHECK(memcmp(out, rgb + 2 * 3, 12) == 0, "the odd one");
+}
+
+static void test_resize_refuses_bad_sizes(void) {
+    static const int bad[][3] = {{0, 4, 2},     {4, 0, 2}, {-1, 4, 2},  {32769, 1, 1},
+                                 {1, 32769, 1}, {4, 4, 0}, {4, 4, 257}, {4, 4, -3}};
+    uint8_t rgb[48] = {0}, out[48];
+    for (size_t k = 0; k < sizeof bad / sizeof *bad; k++)
+        CHECK(image_resize(rgb, bad[k][0], bad[k][1], out, bad[k][2]) == -1, "case %zu", k);
+}
+
+static void test_cifar10(void) {
+    image_folder("c10");
+    uint8_t *one = write_records("c10/data_batch_1.bin", 2, 3073, 0, 0);
+    uint8_t *three = write_records("c10/data_batch_3.bin", 3, 3073, 0, 0);
+    uint8_t *test = write_records("c10/test_batch.bin", 1, 3073, 0, 2);
+    write_text("c10/batches.meta.txt", "\nwarm cat\r\n\n  \ndog\t\nowl");
+    Dataset data;
+    if (!check_read(&data, "c10", 32)) return;
+    CHECK(data.train.n == 5 && data.test.n == 1 && data.train.px == 32, "%d + %d pictures",
+          data.train.n, data.test.n);
+    CHECK(data.n_class == 3 && !strcmp(data.class_names[0], "warm cat") &&
+              !strcmp(data.class_names[1], "dog") && !strcmp(data.class_names[2], "owl"),
+          "%d classes", data.n_class);
+    static const int labels[] = {0, 1, 0, 1, 2};
+    for (int i = 0; i < data.train.n; i++) {
+        const uint8_t *record = i < 2 ? one + i * 3073 : three + (i - 2) * 3073;
+        CHECK(data.train.labels[i] == labels[i], "label %d of picture %d", data.train.labels[i], i);
+        for (int k = 0; k < 3072; k++)
+            CHECK(data.train.rgb[i * 3072 + k] == record[1 + k % 3 * 1024 + k / 3], "picture %d",
+                  i);
+    }
+    CHECK(data.test.labels[0] == 2 && data.test.rgb[1] == test[1 + 1024], "the test picture");
+    dataset_free(&data);
+    CHECK(!data.train.rgb && !data.class_names && !data.n_class, "not zeroed when freed");
+    dataset_free(&data);
+    free(one);
+    free(three);
+    free(test);
+}
+
+static void test_cifar100(void) {
+    image_folder("c100");
+    uint8_t *train = write_records("c100/train.bin", 3, 3074, 1, 97);
+    free(write_records("c100/test.bin", 1, 3074, 1, 5));
+    Dataset data;
+    if (!check_read(&data, "c100", 16)) return;
+    CHECK(data.n_class == 100 && !strcmp(data.class_names[99], "99"), "names without a file");
+    CHECK(data.train.labels[2] == 99 && data.test.labels[0] == 5, "the fine labels");
+    const uint8_t *red = train + 2 * 3074 + 2; // of the last picture: its first pixel covers four
+    int mean = (red[0] + red[1] + red[32] + red[33] + 2) / 4;
+    CHECK(data.train.rgb[2 * 768] == mean, "%d instead of %d", data.train.rgb[2 * 768], mean);
+    dataset_free(&data);
+    write_text("c100/fine_label_names.txt", "apple\nbaby\n");
+    check_refused("c100", 16, "train.bin", "label 97");
+    free(train);
+}
+
+static void test_stl10(void) {
+    enum { SIZE = 3 * 96 * 96 };
+    image_folder("stl");
+    uint8_t *train = write_records("stl/train_X.bin", 2, SIZE, -1, 0);
+    free(write_records("stl/train_y.bin", 2, 1, 0, 9));
+    free(write_records("stl/test_X.bin", 1, SIZE, -1, 0));
+    free(write_records("stl/test_y.bin", 1, 1, 0, 1));
+    Dataset data;
+    if (!check_read(&data, "stl", 96)) return;
+    CHECK(data.train.n == 2 && data.train.labels[0] == 8 && data.train.labels[1] == 9 &&
+              data.test.labels[0] == 0 && data.n_class == 10,
+          "labels in the file start at 1");
+    for (int k = 0; k < SIZE; k++) { // planes go down columns
+        int y = k / 3 / 96, x = k / 3 % 96;
+        CHECK(data.train.rgb[SIZE + k] == train[SIZE + k % 3 * 9216 + x * 96 + y], "byte %d", k);
+    }
+    dataset_free(&data);
+
+    uint8_t *more = write_records("stl/unlabeled_X.bin", 3, SIZE, -1, 0);
+    if (!check_read(&data, "stl", 96)) return;
+    CHECK(data.train.n == 5 && data.test.n == 1, "%d + %d pictures", data.train.n, data.test.n);
+    CHECK(data.train.labels[1] == 9 && data.train.labels[2] == -1 && data.train.labels[4] == -1,
+          "the unlabelled ones have label -1");
+    CHECK(data.train.rgb[4 * SIZE] == more[2 * SIZE], "the unlabelled ones come last");
+    dataset_free(&data);
+    free(write_records("stl/train_y.bin", 3, 1, 0, 1));
+    check_refused("stl", 96, "train_y.bin: 3 labels", "train_X.bin has 2");
+    free(write_records("stl/train_y.bin", 2, 1, 0, 0));
+    check_refused("stl", 96, "train_y.bin: record 0", "label 0; the 10 classes are 1 to 10");
+    free(train);
+    free(more);
+}
+
+/* A whole IDX set: 4 training and 2 test pictures, 4 wide and 6 high. */
+static void write_idx_set(const char *folder) {
+    char name[64];
+    image_folder(folder);
+    snprintf(name, sizeof name, "%s/train-images-idx3-ubyte", folder);
+    write_idx(name, 0x803, 3, 4, 6, 4, 96);
+    snprintf(name, sizeof name, "%s/train-labels-idx1-ubyte", folder);
+    write_idx(name, 0x801, 1, 4, 0, 0, 4);
+    snprintf(name, sizeof name, "%s/t10k-images-idx3-ubyte", folder);
+    write_idx(name, 0x803, 3, 2, 6, 4, 48);
+    snprintf(name, sizeof name, "%s/t10k-labels-idx1-ubyte", folder);
+    write_idx(name, 0x801, 1, 2, 0, 0, 2);
+}
+
+static void test_idx(void) {
+    write_idx_set("idx");
+    uint8_t *grey = image_noise(96);
+    Dataset data;
+    if (!check_read(&data, "idx", 4)) return;
+    CHECK(data.train.n == 4 && data.test.n == 2 && data.n_class == 10, "%d + %d", data.train.n,
+          data.test.n);
+    CHECK(data.train.labels[3] == 3 && data.test.labels[1] == 1, "labels");
+    for (int k = 0; k < 48; k++) // r = g = b, rows 1 to 4 of the third picture
+        CHECK(data.train.rgb[2 * 48 + k] == grey[2 * 24 + 4 + k / 3], "value %d", k);
+    dataset_free(&data);
+    write_text("idx/class_names.txt", "shirt\nshoe\n");
+    check_refused("idx", 4, "train-labels-idx1-ubyte: record 2", "the 2 classes");
+    write_text("idx/class_names.txt", "\n\n");
+    check_refused("idx", 4, "class_names.txt", "empty");
+    free(grey);
+}
+
+static void test_idx_bad_headers(void) {
+    const char *images = "idxbad/train-images-idx3-ubyte";
+    write_idx_set("idxbad");
+    write_idx(images, 0x802, 3, 4, 6, 4, 96);
+    check_refused("idxbad", 4, "train-images-idx3-ubyte", "wrong magic number 0x00000802");
+    write_idx(images, 0x803, 3, 5, 6, 4, 120);
+    check_refused("idxbad", 4, "train-labels-idx1-ubyte: 4 labels", "has 5 pictures");
+    write_idx(images, 0x803, 3, 4, 6, 4, 95);
+    check_refused("idxbad", 4, "train-images-idx3-ubyte: truncated",
+                  "111 bytes instead of the 112");
+    write_idx(images, 0x803, 3, 4, 6, 4, 97);
+    check_refused("idxbad", 4, "train-images-idx3-ubyte", "too long");
+    write_idx(images, 0x803, 3, 4, 0, 4, 96);
+    check_refused("idxbad", 4, "train-images-idx3-ubyte", "4 x 0 pixels");
+    write_idx(images, 0x803, 3, 4, 6, 0xffffffff, 96);
+    check_refused("idxbad", 4, "train-images-idx3-ubyte", "4294967295 x 6 pixels");
+    write_idx(images, 0x803, 3, 0xffffffff, 32768, 32768, 96);
+    check_refused("idxbad", 4, "train-images-idx3-ubyte", "4294967295 records");
+    write_idx(images, 0x803, 3, 10000000, 32768, 32768, 96);
+    check_refused("idxbad", 4, "train-images-idx3-ubyte", "truncated");
+    write_idx(images, 0x803, 3, 0, 6, 4, 0);
+    check_refused("idxbad", 4, "train-images-idx3-ubyte", "0 records");
+    write_bytes(scratch_path(images), "\0\0\10\3\0", 5);
+    check_refused("idxbad", 4, "train-images-idx3-ubyte: truncated", "header of 16 bytes");
+    write_idx(images, 0x803, 3, 4, 6, 4, 96);
+    write_idx("idxbad/t10k-labels-idx1-ubyte", 0x803, 1, 2, 0, 0, 2);
+    check_refused("idxbad", 4, "t10k-labels-idx1-ubyte", "wrong magic number 0x00000803");
+    remove(scratch_path("idxbad/t10k-labels-idx1-ubyte"));
+    check_refused("idxbad", 4, "t10k-labels-idx1-ubyte", "No such file");
+}
+
+static void test_packed_files_are_named(void) {
+    image_folder("packed");
+    write_text("packed/train-images-idx3-ubyte.gz", "\37\213");
+    check_refused("packed", 4, "train-images-idx3-ubyte", "run gunzip -k");
+    write_idx_set("packed");
+    remove(scratch_path("packed/t10k-images-idx3-ubyte"));
+    write_text("packed/t10k-images-idx3-ubyte.gz", "\37\213");
+    check_refused("packed", 4, "t10k-images-idx3-ubyte", "run gunzip -k");
+}
+
+static void test_dataset_refuses_bad_records(void) {
+    image_folder("bad");
+    check_refused("bad", 8, "bad: no data set found", "train-images-idx3-ubyte");
+    check_refused("nowhere", 8, "nowhere", "no such folder");
+    free(write_records("bad/data_batch_1.bin", 3, 3073, 0, 0));
+    check_refused("bad", 8, "test_batch.bin", "No such file");
+    mkdir(scratch_path("bad/test_batch.bin"), 0777);
+    check_refused("bad", 8, "test_batch.bin", "it is a folder");
+    rmdir(scratch_path("bad/test_batch.bin"));
+    write_text("bad/test_batch.bin", "");
+    check_refused("bad", 8, "test_batch.bin", "empty");
+    free(write_records("bad/test_batch.bin", 1, 3072, 0, 0));
+    check_refused("bad", 8, "test_batch.bin", "3072 bytes is no multiple of a record's 3073");
+    free(write_records("bad/test_batch.bin", 2, 3073, 0, 9));
+    check_refused("bad", 8, "test_batch.bin: record 1 (counted from 0)",
+                  "label 10; the 10 classes are 0 to 9");
+    free(write_records("bad/test_batch.bin", 2, 3073, 0, 0));
+    check_refused("bad", 0, "n_px 0", "1 to 256");
+    check_refused("bad", 257, "n_px 257", "1 to 256");
+    free(write_records("bad/data_batch_5.bin", 1, 3074, 0, 0));
+    check_refused("bad", 8, "data_batch_5.bin", "no multiple");
+    remove(scratch_path("bad/data_batch_5.bin"));
+    write_text("bad/batches.meta.txt", "");
+    check_refused("bad", 8, "batches.meta.txt", "empty");
+    write_text("bad/batches.meta.txt", "a\nb\n");
+    check_refused("bad", 8, "data_batch_1.bin: record 2", "label 2; the 2 classes are 0 to 1");
+    remove(scratch_path("bad/batches.meta.txt"));
+    mkdir(scratch_path("bad/batches.meta.txt"), 0777);
+    check_refused("bad", 8, "batches.meta.txt", "it is a folder");
+}
+
+static void test_dataset_refuses_two_formats(void) {
+    image_folder("two");
+    free(write_records("two/data_batch_1.bin", 1, 3073, 0, 0));
+    free(write_records("two/test_batch.bin", 1, 3073, 0, 0));
+    image_folder("two/cat");
+    write_text("two/cat/a.ppm", "P6 1 1 255\nabc");
+    check_refused("two", 8, "CIFAR-10", "PPM");
+    remove(scratch_path("two/cat/a.ppm"));
+    Dataset data;
+    if (check_read(&data, "two", 8)) dataset_free(&data); // a sub-folder without pictures
+    free(write_records("two/test.bin", 1, 3074, 1, 0));
+    check_refused("two", 8, "CIFAR-10", "CIFAR-100");
+}
+
+static void test_image_read(void) {
+    static const char *const same[] = {
+        "P6\n2 2\n255\nabcdefghijkl",
+        "P6 2 2 255 abcdefghijkl",
+        "P6\r\n2\t2\v255\fabcdefghijkl",
+        "P6# made by hand\n# 3 3\n 2 # width\n#\n2#height\n255\nabcdefghijkl",
+        "P6 2 2 255#the line's end is the white space\nabcdefghijkl",
+        "P6 02 2 0255\nabcdefghijklP6 1 1 255\nabc",
+    };
+    uint8_t rgb[12];
+    char *path = scratch_path("same.ppm");
+    for (size_t k = 0; k < sizeof same / sizeof *same; k++) {
+        write_bytes(path, same[k], strlen(same[k]));
+        CHECK(image_read(path, rgb, 2) == 0, "%s", error_text());
+        CHECK(memcmp(rgb, "abcdefghijkl", 12) == 0, "case %zu: %.12s", k, (char *)rgb);
+    }
+    write_bytes(path, "P5 3 2 255\n\1\2\3\4\5\6", 17); // grey, cropped to its first two columns
+    CHECK(image_read(path, rgb, 2) == 0, "%s", error_text());
+    CHECK(memcmp(rgb, "\1\1\1\2\2\2\4\4\4\5\5\5", 12) == 0, "grey");
+    write_bytes(path, "P6 1 1 255\n#12", 14); // after the header '#' is a pixel
+    CHECK(image_read(path, rgb, 1) == 0 && rgb[0] == '#', "%s", error_text());
+}
+
+static void test_image_read_maxval(void) {
+    uint8_t rgb[12];
+    char *path = scratch_path("deep.ppm");
+    write_bytes(path, "P6 1 1 65535\n\377\377\200\000\001\001", 19);
+    CHECK(image_read(path, rgb, 1) == 0, "%s", error_text());
+    CHECK(rgb[0] == 255 && rgb[1] == 128 && rgb[2] == 1, "%d %d %d", rgb[0], rgb[1], rgb[2]);
+    write_bytes(path, "P5 1 1 256\n\001\000", 13);
+    CHECK(image_read(path, rgb, 1) == 0 && rgb[2] == 255, "maxval 256: %d", rgb[2]);
+    write_bytes(path, "P5 2 2 3\n\0\1\2\3", 13);
+    CHECK(image_read(path, rgb, 2) == 0, "%s", error_text());
+    CHECK(rgb[0] == 0 && rgb[3] == 85 && rgb[6] == 170 && rgb[9] == 255, "maxval 3");
+    write_bytes(path, "P5 1 1 1\n\1", 10);
+    CHECK(image_read(path, rgb, 1) == 0 && rgb[0] == 255, "maxval 1");
+}
+
+static void test_image_read_refuses(void) {
+    static const char *const bad[][2] = {
+        {"", "wrong magic number"},
+        {"P", "wrong magic number"},
+        {"P3 1 1 255 1 2 3", "wrong magic number"},
+        {"P61 1 255 abc", "wrong magic number"},
+        {"\211PNG\r\n", "wrong magic number"},
+        {"P6", "wrong magic number"},
+        {"P6 ", "width"},
+        {"P6 0 1 255 abc", "width 0 is not 1 to 32768"},
+        {"P6 32769 1 255 abc", "width 32769"},
+        {"P6 1 -1 255 abc", "height"},
+        {"P6 1 99999999999999999999999999 255 abc", "height"},
+        {"P6 1 1 0 abc", "maxval 0 is not 1 to 65535"},
+        {"P6 1 1 65536 abcdef", "maxval 65536"},
+        {"P6 1 1 255abc", "white space"},
+        {"P6 1 1", "height"},
+        {"P6 1 1 255", "white space"},
+        {"P6 1x1 255\nabc", "width"},
+        {"P6 1 1 255\nab", "truncated, 2 bytes of pixels instead of 3"},
+        {"P6 1 1 256\nabcde", "truncated"},
+        {"P6 32768 32768 65535\nabc", "truncated"},
+        {"P5 1 1 100\ne", "above maxval"},
+        {"P6 1 1 # 255 abc", "maxval"},
+    };
+    uint8_t rgb[12];
+    char *path = scratch_path("refused.ppm");
+    for (size_t k = 0; k < sizeof bad / sizeof *bad; k++) {
+        write_bytes(path, bad[k][0], strlen(bad[k][0]));
+        CHECK(image_read(path, rgb, 1) == -1, "\"%s\" was read", bad[k][0]);
+        CHECK(strstr(error_text(), "refused.ppm") && strstr(error_text(), bad[k][1]),
+              "\"%s\" does not say \"%s\"", error_text(), bad[k][1]);
+    }
+    write_text("refused.ppm", "P6 1 1 255\nabc");
+    CHECK(image_read(path, rgb, 257) == -1 && strstr(error_text(), "257"), "%s", error_text());
+    remove(path);
+    CHECK(image_read(path, rgb, 1) == -1 && strstr(error_text(), "refused.ppm"), "a missing file");
+    CHECK(image_read(scratch, rgb, 1) == -1 && strstr(error_text(), "folder"), "a folder");
+}
+
+/* n grey pictures of one pixel, of values first, first + 1, ..., in the order of their names. */
+static void write_pictures(const char *folder, int n, int first) {
+    char name[64], text[32];
+    image_folder(folder);
+    for (int i = n - 1; i >= 0; i--) {
+        snprintf(name, sizeof name, "%s/%03d.pgm", folder, i);
+        int size = snprintf(text, sizeof text, "P5 1 1 255\n%c", first + i);
+        write_bytes(scratch_path(name), text, (size_t)size);
+    }
+}
+
+static void test_folder_of_splits(void) {
+    image_folder("tree");
+    image_folder("tree/train");
+    image_folder("tree/test");
+    image_folder("tree/val"); // neither train nor test: not looked at
+    write_pictures("tree/train/owl", 2, 30);
+    write_pictures("tree/train/Zebra", 1, 40);
+    write_pictures("tree/train/ant", 3, 50);
+    write_pictures("tree/test/owl", 1, 60);
+    write_pictures("tree/test/ant", 1, 70);
+    write_pictures("tree/train/.hidden", 1, 80);
+    image_folder("tree/train/no pictures");
+    write_text("tree/train/ant/.x.ppm", "not a picture");
+    write_text("tree/train/ant/notes.txt", "not a picture");
+    Dataset data;
+    if (!check_read(&data, "tree", 1)) return;
+    CHECK(data.n_class == 3 && !strcmp(data.class_names[0], "Zebra") &&
+              !strcmp(data.class_names[1], "ant") && !strcmp(data.class_names[2], "owl"),
+          "classes in strcmp order");
+    static const int train[][2] = {{40, 0}, {50, 1}, {51, 1}, {52, 1}, {30, 2}, {31, 2}};
+    CHECK(data.train.n == 6 && data.test.n == 2, "%d + %d", data.train.n, data.test.n);
+    for (int i = 0; i < data.train.n && i < 6; i++)
+        CHECK(data.train.rgb[3 * i] == train[i][0] && data.train.labels[i] == train[i][1],
+              "picture %d: value %d, label %d", i, data.train.rgb[3 * i], data.train.labels[i]);
+    CHECK(data.test.rgb[0] == 70 && data.test.labels[0] == 1 && data.test.labels[1] == 2, "test");
+    dataset_free(&data);
+
+    write_pictures("tree/test/emu", 1, 10);
+    check_refused("tree", 1, "test/emu", "no training pictures");
+    remove(scratch_path("tree/test/emu/000.pgm"));
+    write_text("tree/train/top.ppm", "P6 1 1 255\nabc");
+    check_refused("tree", 1, "train/top.ppm", "beside the classes");
+    remove(scratch_path("tree/train/top.ppm"));
+    write_text("tree/train/ant/001.pgm", "P5 1 1 255\n");
+    check_refused("tree", 1, "train/ant/001.pgm", "truncated");
+}
+
+static void test_folder_without_test(void) {
+    image_folder("half");
+    image_folder("half/train");
+    write_pictures("half/train/owl", 2, 30);
+    check_refused("half", 1, "half/test", "No such file");
+    image_folder("half/test");
+    check_refused("half", 1, "half", "0 for testing");
+}
+
+static void test_folder_is_split_by_itself(void) {
+    image_folder("single");
+    write_pictures("single/a", 40, 0);
+    write_pictures("single/b", 3, 100); // 15 % of 3 is less than half a picture: still one
+    write_pictures("single/c", 1, 200); // its only picture is needed for training
+    Dataset data, again;
+    if (!check_read(&data, "single", 1)) return;
+    if (!check_read(&again, "single", 1)) return;
+    int count[3] = {0}, seen[256] = {0};
+    for (int i = 0; i < data.test.n; i++) count[data.test.labels[i]]++;
+    CHECK(data.train.n == 37 && count[0] == 6 && count[1] == 1 && count[2] == 0,
+          "%d for training, %d, %d, %d for testing", data.train.n, count[0], count[1], count[2]);
+    for (int i = 0; i < data.train.n; i++) seen[data.train.rgb[3 * i]]++;
+    for (int i = 0; i < data.test.n; i++) seen[data.test.rgb[3 * i]]++;
+    for (int v = 0; v < 256; v++)
+        CHECK(seen[v] == (v < 40 || (v >= 100 && v < 103) || v == 200), "picture %d: %d times", v,
+              seen[v]);
+    CHECK(again.test.n == data.test.n && again.train.n == data.train.n &&
+              !memcmp(again.test.rgb, data.test.rgb, (size_t)data.test.n * 3) &&
+              !memcmp(again.train.labels, data.train.labels, (size_t)data.train.n * sizeof(int)),
+          "another split the second time");
+    CHECK(data.test.rgb[0] != 0 || data.test.rgb[3 * 5] != 5, "the first ones instead of random");
+    dataset_free(&data);
+    dataset_free(&again);
+}
+
+static void test_folder_without_classes(void) {
+    Dataset data;
+    write_pictures("flat", 20, 0);
+    if (!check_read(&data, "flat", 2)) return;
+    CHECK(data.n_class == 0 && !data.class_names && !data.train.labels && !data.test.labels,
+          "%d classes", data.n_class);
+    CHECK(data.train.n == 17 && data.test.n == 3 && data.train.px == 2, "%d + %d", data.train.n,
+          data.test.n);
+    dataset_free(&data);
+    write_pictures("alone", 1, 0);
+    check_refused("alone", 2, "alone", "1 pictures for training and 0 for testing");
+}
+
+static void test_flip(void) {
+    static const uint16_t in[9] = {1, 2, 3, 4, 5, 6, 7, 8, 511},
+                          want[9] = {3, 2, 1, 6, 5, 4, 511, 8, 7};
+    uint16_t out[9], back[9];
+    image_flip(in, out, 3);
+    image_flip(out, back, 3);
+    CHECK(memcmp(out, want, sizeof out) == 0, "not mirrored");
+    CHECK(memcmp(back, in, sizeof in) == 0, "twice is not the same again");
+}
+
+static void test_crop_padded(void) {
+    uint16_t in[16], out[16];
+    for (int i = 0; i < 16; i++) in[i] = (uint16_t)(100 + i);
+    image_crop_padded(in, out, 4, 0, 0, 0);
+    CHECK(memcmp(out, in, sizeof in) == 0, "no padding, no change");
+    image_crop_padded(in, out, 4, 1, 1, 1);
+    CHECK(memcmp(out, in, sizeof in) == 0, "the middle is the picture");
+    // columns and rows of the picture padded by 3: 3 2 1 0 1 2 3 2 1 0
+    static const int line[] = {3, 2, 1, 0, 1, 2, 3, 2, 1, 0};
+    for (int dy = 0; dy <= 6; dy++) {
+        for (int dx = 0; dx <= 6; dx++) {
+            image_crop_padded(in, out, 4, 3, dy, dx);
+            for (int i = 0; i < 16; i++) {
+                int want = 100 + 4 * line[dy + i / 4] + line[dx + i % 4];
+                CHECK(out[i] == want, "(%d, %d): %d instead of %d", dy, dx, out[i], want);
+            }
+        }
+    }
+}
+
+/* ---- 9 checkpoints: JSON and safetensors --------------------------------------------------- */
+
+static Json *parse_text(const char *text) {
+    return json_parse(text, strlen(text), "test.json");
+}
+
+/* json_parse refuses the text, and the sentence names the source and says `why`. */
+static void check_json_refused(const char *text, const char *why) {
+    Json *json = parse_text(text);
+    CHECK(!json, "accepted %s", text);
+    CHECK(json || (strstr(error_text(), "test.json") && strstr(error_text(), why)),
+          "%s: \"%s\" does not say \"%s\"", text, error_text(), why);
+    free(json);
+}
+
+static const char *const json_good[] = {
+    "0",
+    " \t\r\n[ ] ",
+    "{}",
+    "null",
+    "true",
+    "false",
+    "\"\"",
+    "-0",
+    "1.5e-3",
+    "[1,2,3]",
+    "1E+2",
+    "{\"a\":{\"b\":[{}]},\"c\":null}",
+    "[\"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\x7f\"]",
+    "\"\xf4\x8f\xbf\xbf\xed\x9f\xbf\xee\x80\x80\"",
+};
+static const char *const json_bad[][2] = {
+    {"", "expected a value"},
+    {" ", "expected a value"},
+    {"[1,]", "expected a value"},
+    {"[,1]", "expected a value"},
+    {"[1 2]", "expected ','"},
+    {"[1", "expected ','"},
+    {"[1}", "expected ','"},
+    {"{\"a\":1]", "expected ','"},
+    {"{\"a\" 1}", "expected ':'"},
+    {"{\"a\"", "expected ':'"},
+    {"{a:1}", "key"},
+    {"{\"a\":1,}", "key"},
+    {"{1:2}", "key"},
+    {"{'a':1}", "key"},
+    {"1 2", "expected the end"},
+    {"{}x", "expected the end"},
+    {"nul", "expected a value"},
+    {"True", "expected a value"},
+    {"truex", "expected the end"},
+    {"NaN", "expected a value"},
+    {"[Infinity]", "expected a value"},
+    {"-Infinity", "expected a value"},
+    {"// x\n1", "expected a value"},
+    {"[1] // x", "expected the end"},
+    {"\xef\xbb\xbf{}", "expected a value"},
+    {"\v1", "expected a value"},
+    {"01", "expected the end"},
+    {"-", "expected a value"},
+    {"+1", "expected a value"},
+    {".5", "expected a value"},
+    {"1.", "digits"},
+    {"1.e1", "digits"},
+    {"1e", "digits"},
+    {"1e+", "digits"},
+    {"0x10", "expected the end"},
+    {"1e400", "too large"},
+    {"-1e400", "too large"},
+    {"\"a", "does not end"},
+    {"\"\n\"", "control character"},
+    {"\"\t\"", "control character"},
+    {"\"\\x\"", "backslash"},
+    {"\"\\", "backslash"},
+    {"\"\\u12\"", "hexadecimal"},
+    {"\"\\u00g0\"", "hexadecimal"},
+    {"\"\\u+123\"", "hexadecimal"},
+    {"\"\\u\x10\x11\x12\x13\"", "hexadecimal"},
+    {"\"\\u0000\"", "u0000"},
+    {"\"\\ud800\"", "surrogate"},
+    {"\"\\udc00\"", "surrogate"},
+    {"\"\\ud800x\"", "surrogate"},
+    {"\"\\udc00\\udc00\"", "surrogate"},
+    {"\"\\ud800\\n\"", "surrogate"},
+    {"\"\\ud800\\ud800\"", "surrogate"},
+    {"\"\\ud800\\u0041\"", "surrogate"},
+    {"\"\x80\"", "UTF-8"},
+    {"\"\xc3\"", "UTF-8"},
+    {"\"\xc0\x80\"", "UTF-8"},
+    {"\"\xe0\x80\x80\"", "UTF-8"},
+    {"\"\xf0\x80\x80\x80\"", "UTF-8"},
+    {"\"\xed\xa0\x80\"", "UTF-8"},
+    {"\"\xf4\x90\x80\x80\"", "UTF-8"},
+    {"\"\xff\"", "UTF-8"},
+    {"\"\xf8\x88\x80\x80\x80\"", "UTF-8"},
+    {"\"\xe2\x82", "UTF-8"},
+};
+
+static void test_json_grammar(void) {
+    for (size_t i = 0; i < sizeof json_good / sizeof *json_good; i++) {
+        Json *json = parse_text(json_good[i]);
+        CHECK(json, "refused %s: %s", json_good[i], error_text());
+        free(json);
+    }
+    for (size_t i = 0; i < sizeof json_bad / sizeof *json_bad; i++)
+        check_json_refused(json_bad[i][0], json_bad[i][1]);
+    CHECK(!json_parse("\"a\0b\"", 5, "zero"), "accepted a zero byte in a string");
+    CHECK(!json_parse("1\0", 2, "zero"), "accepted a zero byte behind the text");
+    check_json_refused("[1 2]", "line 1, column 4");
+    check_json_refused("{\n  \"a\": 1,\n  \"b\" 2}", "line 3, column 7");
+}
+
+/* Every text cut short is refused, and nothing beyond its end is read (a sanitizer would tell). */
+static void test_json_cut_short(void) {
+    const char *text =
+        "{\"a\":[1.5e+10,true,null,\"\\ud83d\\ude00\\n\xe2\x82\xac\"],\"b\":{\"c\":false}}";
+    for (size_t n = 0; n < strlen(text); n++) {
+        char *copy = malloc(n + !n);
+        memcpy(copy, text, n);
+        CHECK(!json_parse(copy, n, "cut"), "accepted the first %zu bytes", n);
+        free(copy);
+    }
+    Json *whole = parse_text(text);
+    CHECK(whole, "%s", error_text());
+    free(whole);
+}
+
+static void test_json_values(void) {
+    Json *json = parse_text("{\"n\":-12.5e1,\"yes\":true,\"no\":false,\"nothing\":null,"
+                            "\"list\":[1,[2,3],{}],\"text\":\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u0041"
+                            "\\u00e9\\u20AC\\ud83d\\ude00\\uDBFF\\uDFFF\",\"\\u006bey\":7}");
+    CHECK(json, "%s", error_text());
+    if (!json) return;
+    CHECK(json_get(json, "n")->type == JSON_NUMBER && json_get(json, "n")->number == -125, "n");
+    CHECK(json_get(json, "yes")->type == JSON_BOOL && json_get(json, "yes")->number == 1, "yes");
+    CHECK(json_get(json, "no")->type == JSON_BOOL && json_get(json, "no")->number == 0, "no");
+    CHECK(json_get(json, "nothing")->type == JSON_NULL, "nothing");
+    const Json *list = json_get(json, "list");
+    CHECK(list->type == JSON_ARRAY && list->child->number == 1, "list[0]");
+    CHECK(list->child->next->child->next->number == 3, "list[1][1]");
+    CHECK(list->child->next->next->type == JSON_OBJECT && !list->child->next->next->next,
+          "list[2]");
+    CHECK(!list->child->next->next->child, "an empty object has a child");
+    CHECK(!strcmp(json_get(json, "text")->text,
+                  "\"\\/\b\f\n\r\tA\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\xf4\x8f\xbf\xbf"),
+          "text is %s", json_get(json, "text")->text);
+    CHECK(json_get(json, "key") && json_get(json, "key")->number == 7, "an escaped key");
+    CHECK(!json_get(json, "absent") && !json_get(list, "n") && !json_get(NULL, "n"), "absent");
+    free(json);
+    static const struct {
+        const char *text;
+        double value;
+    } numbers[] = {{"0.1", 0.1},
+                   {"1e-400", 0},
+                   {"-0", 0},
+                   {"9007199254740993", 0x1p53},
+                   {"1.7976931348623157e308", 0x1.fffffffffffffp1023},
+                   {"4.9e-324", 0x1p-1074},
+                   {"100000000000000000000000000000000000000000000000000e-50", 1}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        json = parse_text(numbers[i].text);
+        CHECK(json && json->number == numbers[i].value, "%s", numbers[i].text);
+        free(json);
+    }
+}
+
+static void test_json_limits(void) {
+    char text[512];
+    for (int depth = 63; depth <= 66; depth++) {
+        for (int i = 0; i < depth; i++) text[i] = '[', text[depth + i] = ']';
+        text[2 * depth] = 0;
+        Json *json = parse_text(text);
+        CHECK((json != NULL) == (depth <= 64), "depth %d", depth);
+        free(json);
+    }
+    check_json_refused("{\"a\":1,\"b\":2,\"a\":3}", "\"a\"");
+    check_json_refused("[{\"x\":{\"k\":1,\"\\u006b\":1}}]", "\"k\"");
+    Json *json = parse_text("[{\"a\":{\"a\":1}},{\"a\":2}]");
+    CHECK(json, "the same key in different objects: %s", error_text());
+    free(json);
+    // 200,000 keys: a quadratic check would take minutes
+    int n = 200000;
+    char *keys = malloc((size_t)n * 24), *p = keys;
+    for (int i = 0; i < n; i++) p += sprintf(p, "%c\"key%d\":%d", i ? ',' : '{', i, i);
+    strcpy(p, "}");
+    json = parse_text(keys);
+    CHECK(json && json_get(json, "key199999")->number == 199999, "%s", error_text());
+    free(json);
+    memcpy(strstr(keys, "key199999"), "key000001", 9);
+    memcpy(strstr(keys, "key100000"), "key000001", 9);
+    check_json_refused(keys, "key000001");
+    free(keys);
+}
+
+static void test_json_read(void) {
+    const char *path = scratch_path("palette.json"), text[] = "{\"clusters\":[[-1,0.5,1]]}\n";
+    write_bytes(path, text, sizeof text - 1);
+    Json *json = json_read(path);
+    CHECK(json, "%s", error_text());
+    if (json) {
+        const Json *colour = json_get(json, "clusters")->child->child;
+        CHECK(colour->number == -1 && colour->next->number == 0.5, "clusters");
+    }
+    free(json);
+    write_bytes(path, "{", 1);
+    CHECK(!json_read(path) && strstr(error_text(), "palette.json: line 1"), "%s", error_text());
+    CHECK(!json_read(scratch_path("absent.json")) && strstr(error_text(), "absent.json"), "%s",
+          error_text());
+    CHECK(!json_read(scratch) && strstr(error_text(), "folder"), "%s", error_text());
+}
+
+/* Write a safetensors file by hand: a header, and n bytes of data behind it. */
+static const char *hand_made(const char *header, const void *data, size_t n) {
+    static uint8_t bytes[4096];
+    size_t length = strlen(header);
+    const char *path = scratch_path("hand.safetensors");
+    for (int i = 0; i < 8; i++) bytes[i] = (uint8_t)((uint64_t)length >> 8 * i);
+    memcpy(bytes + 8, header, length);
+    if (n) memcpy(bytes + 8 + length, data, n);
+    write_bytes(path, bytes, 8 + length + n);
+    return path;
+}
+
+static void check_open_refused(const char *path, const char *why) {
+    Safetensors s;
+    int opened = safetensors_open(&s, path) == 0;
+    CHECK(!opened, "opened a file that should be refused: %s", why);
+    CHECK(opened || (strstr(error_text(), path) && strstr(error_text(), why)),
+          "\"%s\" does not say \"%s\"", error_text(), why);
+    if (opened) safetensors_close(&s);
+}
+
+/* A header, the bytes of data behind it, what the sentence must say. */
+static const struct {
+    const char *header;
+    int n;
+    const char *why;
+} headers_bad[] = {
+    {"[]", 0, "'{'"},
+    {" {}", 0, "'{'"},
+    {"{\"a\":1", 0, "header: line 1"},
+    {"{}\n{", 0, "header: line 2"},
+    {"{\"a\":1}", 0, "tensor a: dtype"},
+    {"{\"a\":{\"shape\":[],\"data_offsets\":[0,4]}}", 4, "tensor a: dtype"},
+    {"{\"a\":{\"dtype\":1,\"shape\":[],\"data_offsets\":[0,4]}}", 4, "tensor a: dtype"},
+    {"{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, "tensor a: shape"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":1,\"data_offsets\":[0,4]}}", 4, "tensor a: shape"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[]}}", 4, "tensor a: data_offsets"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":4}}", 4, "a: data_offsets"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[4]}}", 4, "a: data_offsets"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4,8]}}", 4, "a: data_offsets"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[-4,0]}}", 4, "whole numbers"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0.5,4.5]}}", 4, "whole numbers"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[4,0]}}", 4, "whole numbers"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[\"0\",4]}}", 4, "data_offsets"},
+    {"{\"a\":{\"dtype\":\"F4\",\"shape\":[],\"data_offsets\":[0,1e16]}}", 4, "data_offsets"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4, "shape[0]"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1.5],\"data_offsets\":[0,4]}}", 4, "shape[1]"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[null],\"data_offsets\":[0,4]}}", 4, "shape[0]"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[9007199254740992],\"data_offsets\":[0,4]}}", 4,
+     "shape[0]"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4,
+     "dimensions"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,2147483648],\"data_offsets\":[0,4]}}", 4,
+     "2^63"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0,
+     "2^63"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,1073741824],\"data_offsets\":[0,0]}}", 0,
+     "tensor a: data_offsets span 0 bytes"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4, "span 4 bytes"},
+    {"{\"a\":{\"dtype\":\"U16\",\"shape\":[2],\"data_offsets\":[0,2]}}", 2, "span 2 bytes"},
+    {"{\"a\":{\"dtype\":\"BOOL\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4, "span 4 bytes"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 3, "truncated"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 5, "trailing"},
+    {"{}", 1, "trailing"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8, "tensor a: "},
+    {"{\"a\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[0,4]},"
+     "\"b\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[2,6]}}",
+     6, "overlaps a"},
+    {"{\"b\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[0,4]},"
+     "\"a\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[0,4]}}",
+     4, "overlaps"},
+    {"{\"b\":{\"dtype\":\"I8\",\"shape\":[0],\"data_offsets\":[2,2]},"
+     "\"a\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[0,4]}}",
+     4, "tensor b"},
+    {"{\"b\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[6,10]},"
+     "\"a\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[0,4]}}",
+     10, "a hole after a"},
+    {"{\"a\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+     "\"a\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[1,2]}}",
+     2, "duplicate key \"a\""},
+    {"{\"__metadata__\":[]}", 0, "__metadata__"},
+    {"{\"__metadata__\":{\"step\":1}}", 0, "__metadata__: step"},
+};
+
+static void test_safetensors_refused(void) {
+    uint8_t zeros[16] = {0}, length[9] = {0};
+    for (size_t i = 0; i < sizeof headers_bad / sizeof *headers_bad; i++)
+        check_open_refused(hand_made(headers_bad[i].header, zeros, (size_t)headers_bad[i].n),
+                           headers_bad[i].why);
+    const char *path = scratch_path("short.safetensors");
+    write_bytes(path, zeros, 7);
+    check_open_refused(path, "too few");
+    write_bytes(path, zeros, 12); // a header of no bytes
+    check_open_refused(path, "'{'");
+    memcpy(length, "\x02\0\0\0\0\0\0\0{", 9);
+    write_bytes(path, length, 9);
+    check_open_refused(path, "header length 2");
+    memset(length, 0xff, 8);
+    write_bytes(path, length, 9);
+    check_open_refused(path, "header length 18446744073709551615");
+    check_open_refused(scratch_path("absent.safetensors"), "cannot open");
+    check_open_refused(scratch, "folder");
+}
+
+/* A header beyond the format's limit of 100,000,000 bytes, in a file that would hold it. */
+static void test_safetensors_long_header(void) {
+    const char *path = scratch_path("long.safetensors");
+    const uint8_t start[9] = {0x01, 0xe1, 0xf5, 0x05, 0, 0, 0, 0, '{'}; // 100,000,001
+    FILE *f = fopen(path, "wb");
+    int made = f && fwrite(start, 1, 9, f) == 9 && !fseek(f, 100000100, SEEK_SET) &&
+               fputc(0, f) == 0; // mostly a hole: it takes no room on most disks
+    if (f) fclose(f);
+    CHECK(made, "cannot make %s", path);
+    check_open_refused(path, "100000001 bytes");
+    remove(path);
+}
+
+/* What is unusual but allowed: padding, fields to ignore, an odd order, no elements, dtypes of
+   tomorrow. */
+static void test_safetensors_allowed(void) {
+    const uint8_t data[] = {1, 2, 3, 0, 0, 0x80, 0x3f};
+    Safetensors s;
+    int opened = !safetensors_open(
+        &s, hand_made("{\"b\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[3,7],\"more\":{}},"
+                      "\"none\":{\"dtype\":\"F64\",\"shape\":[5,0],\"data_offsets\":[3,3]},"
+                      "\"a\":{\"data_offsets\":[0,3],\"shape\":[9],\"dtype\":\"F3\"}}  \n ",
+                      data, sizeof data));
+    CHECK(opened, "%s", error_text());
+    if (!opened) return;
+    real x[2] = {0, 7};
+    const Stored *a = safetensors_find(&s, "a"), *b = safetensors_find(&s, "b");
+    CHECK(s.n_tensor == 3 && a && b && !safetensors_find(&s, "c"), "%d tensors", s.n_tensor);
+    CHECK(b->n_dim == 0 && b->count == 1 && b->end - b->begin == 4, "shape of b");
+    CHECK(safetensors_read(&s, b, x) == 0 && x[0] == 1 && x[1] == 7, "b is %g", (double)x[0]);
+    CHECK(safetensors_read(&s, safetensors_find(&s, "none"), x) == 0, "%s", error_text());
+    CHECK(safetensors_read(&s, a, x) == -1 && strstr(error_text(), "tensor a") &&
+              strstr(error_text(), "F3"),
+          "%s", error_text());
+    CHECK(!safetensors_metadata(&s, "format"), "metadata out of nothing");
+    safetensors_close(&s);
+    CHECK(!safetensors_open(&s, hand_made("{}", "", 0)) && s.n_tensor == 0, "%s", error_text());
+    safetensors_close(&s);
+}
+
+/* Tensors that are no numbers for this program are there, but not read. */
+static void test_safetensors_unread_dtypes(void) {
+    static const char *const dtypes[] = {"U64", "I32",  "U32",     "I16", "U16", "I8",
+                                         "U8",  "BOOL", "F8_E4M3", "C64", "f32", ""};
+    static const int bytes[] = {8, 4, 4, 2, 2, 1, 1, 1, 1, 8, 4, 4};
+    for (int i = 0; i < 12; i++) {
+        char header[128];
+        Safetensors s;
+        real x = 7;
+        snprintf(header, sizeof header,
+                 "{\"x\":{\"dtype\":\"%s\",\"shape\":[1],\"data_offsets\":[0,%d]}}", dtypes[i],
+                 bytes[i]);
+        int opened = !safetensors_open(&s, hand_made(header, "\0\0\0\0\0\0\0", (size_t)bytes[i]));
+        CHECK(opened, "%s", error_text());
+        if (!opened) continue;
+        CHECK(safetensors_read(&s, &s.tensors[0], &x) == -1 && x == 7, "%s was read", dtypes[i]);
+        CHECK(strstr(error_text(), "tensor x") && strstr(error_text(), dtypes[i]), "%s",
+              error_text());
+        safetensors_close(&s);
+    }
+}
+
+/* Values from bytes written down by hand, for every dtype that is read. */
+static void test_safetensors_dtypes(void) {
+    static const struct {
+        const char *dtype;
+        int bytes;
+        uint8_t data[64];
+        double values[8];
+    } cases[] = {
+        {"F64",
+         8,
+         {0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0xf0, 0x7f},
+         {1.5, -0.0, INFINITY}},
+        {"F32",
+         4,
+         {0, 0, 0xc0, 0xbf, 1, 0, 0, 0, 0xff, 0xff, 0x7f, 0x7f},
+         {-1.5, 0x1p-149, 0x1.fffffep127}},
+        {"F16",
+         2,
+         {0, 0x3c, 1, 0, 0xff, 3, 0, 4, 0xff, 0x7b, 0, 0xfc, 0, 0x80, 1, 0x80},
+         {1, 0x1p-24, 1023 * 0x1p-24, 0x1p-14, 65504, -INFINITY, -0.0, -0x1p-24}},
+        {"BF16", 2, {0x80, 0x3f, 0x49, 0xc0, 0x80, 0x7f, 1, 0}, {1, -3.140625, INFINITY, 0x1p-133}},
+        {"I64", 8, {0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1}, {-2, 0x1p32}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char header[128];
+        real x[8];
+        int n = 64 / cases[i].bytes < 8 ? 64 / cases[i].bytes : 8;
+        snprintf(header, sizeof header,
+                 "{\"x\":{\"dtype\":\"%s\",\"shape\":[%d],"
+                 "\"data_offsets\":[0,%d]}}",
+                 cases[i].dtype, n, n * cases[i].bytes);
+        Safetensors s;
+        int opened =
+            !safetensors_open(&s, hand_made(header, cases[i].data, (size_t)(n * cases[i].bytes)));
+        CHECK(opened, "%s", error_text());
+        if (!opened) continue;
+        CHECK(!safetensors_read(&s, &s.tensors[0], x), "%s", error_text());
+        for (int j = 0; j < n; j++)
+            CHECK((double)x[j] == cases[i].values[j] &&
+                      !signbit(x[j]) == !signbit(cases[i].values[j]),
+                  "%s[%d] is %g, not %g", cases[i].dtype, j, (double)x[j], cases[i].values[j]);
+        safetensors_close(&s);
+    }
+    // not a number stays one
+    Safetensors s;
+    real x[2] = {0, 0};
+    int opened = !safetensors_open(
+        &s, hand_made("{\"h\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,2]},"
+                      "\"b\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[2,4]}}",
+                      "\x01\x7c\xc0\x7f", 4));
+    CHECK(opened, "%s", error_text());
+    if (!opened) return;
+    CHECK(!safetensors_read(&s, &s.tensors[0], x) && isnan(x[0]), "F16 NaN is %g", (double)x[0]);
+    CHECK(!safetensors_read(&s, &s.tensors[1], x) && isnan(x[0]), "BF16 NaN is %g", (double)x[0]);
+    safetensors_close(&s);
+}
+
+/* Large enough for several chunks, odd enough for the last one to be partial. */
+static void test_safetensors_round_trip(void) {
+    enum { N = 50021 };
+    const char *path = scratch_path("round.safetensors");
+    const char *metadata[] = {"format",
+                              "pt",
+                              "a \"quoted\"\n\\key\x01\x7f",
+                              "\xc3\xa9\t\xf0\x9f\x98\x80",
+                              "not UTF-8",
+                              "a\xff\xc3",
+                              "empty",
+                              "",
+                              NULL};
+    real *x = malloc(N * sizeof *x), *y = malloc(N * sizeof *y);
+    for (int i = 0; i < N; i++) x[i] = (real)random_normal(3, 1, (uint64_t)i);
+    x[7] = -0.0f, x[8] = INFINITY, x[9] = (real)0x1p-149;
+    Stored tensors[] = {{.name = "h.weight", .dtype = "F16", .n_dim = 1, .shape = {3}, .data = x},
+                        {.name = "x", .dtype = "F32", .n_dim = 2, .shape = {1, N}, .data = x},
+                        {.name = "bias \"0\"", .dtype = "F32", .n_dim = 1, .shape = {N}},
+                        {.name = "scalar", .dtype = "F64", .data = x + 1},
+                        {.name = "none", .dtype = "F32", .n_dim = 2, .shape = {0, 4}, .data = x},
+                        {.name = "wide", .dtype = "F64", .n_dim = 1, .shape = {N}, .data = x}};
+    Safetensors s;
+    int opened = !safetensors_write(path, tensors, 6, metadata) && !safetensors_open(&s, path);
+    CHECK(opened, "%s", error_text());
+    for (int i = 0; opened && i < 6; i++) {
+        const Stored *t = safetensors_find(&s, tensors[i].name);
+        CHECK(t, "%s is missing", tensors[i].name);
+        if (!t) continue;
+        CHECK(t->n_dim == tensors[i].n_dim &&
+                  !memcmp(t->shape, tensors[i].shape, sizeof t->shape) &&
+                  !strcmp(t->dtype, tensors[i].dtype),
+              "%s has another shape", t->name);
+        memset(y, 1, N * sizeof *y);
+        CHECK(!safetensors_read(&s, t, y), "%s", error_text());
+        for (int64_t j = 0; j < t->count; j++) {
+            real want = !tensors[i].data ? 0 : i == 1 ? (float)x[j] : tensors[i].data[j];
+            if (i > 0) CHECK(!memcmp(&y[j], &want, sizeof want), "%s[%d]", t->name, (int)j);
+            else CHECK(fabs((double)(y[j] - want)) <= 0x1p-11 * fabs((double)want), "half");
+        }
+    }
+    if (opened) {
+        CHECK(s.tensors[0].begin % 8 == 0, "data begins at byte %d", (int)s.tensors[0].begin);
+        CHECK(!strcmp(safetensors_metadata(&s, "format"), "pt"), "format");
+        CHECK(!strcmp(safetensors_metadata(&s, metadata[2]), metadata[3]), "a quoted key");
+        CHECK(!strcmp(safetensors_metadata(&s, "not UTF-8"), "a\xef\xbf\xbd\xef\xbf\xbd"),
+              "U+FFFD");
+        CHECK(!strcmp(safetensors_metadata(&s, "empty"), ""), "empty");
+        CHECK(!safetensors_metadata(&s, "absent"), "absent");
+        safetensors_close(&s);
+    }
+    free(x);
+    free(y);
+}
+
+/* The data begins on a multiple of 8 whatever the header's length. */
+static void test_safetensors_aligned(void) {
+    const char *path = scratch_path("aligned.safetensors");
+    real one = 1, x = 0;
+    Stored t = {.dtype = "F64", .data = &one};
+    for (int n = 0; n < 9; n++) {
+        Safetensors s;
+        t.name = &"abcdefgh"[n];
+        int opened = !safetensors_write(path, &t, 1, NULL) && !safetensors_open(&s, path);
+        CHECK(opened, "%s", error_text());
+        if (!opened) continue;
+        CHECK(s.tensors[0].begin % 8 == 0, "data begins at byte %d", (int)s.tensors[0].begin);
+        CHECK(!safetensors_read(&s, &s.tensors[0], &x) && x == 1, "x is %g", (double)x);
+        safetensors_close(&s);
+    }
+}
+
+/* F16 rounds to the nearest, ties to even, and refuses what would become infinite. */
+static void test_safetensors_half(void) {
+    static const double cases[][2] = {
+        {1, 1},
+        {1 + 0x1p-11, 1},                     // a tie: down to even
+        {1 + 3 * 0x1p-11, 1 + 0x1p-9},        // a tie: up to even
+        {1 + 0x1p-11 + 0x1p-20, 1 + 0x1p-10}, // just above a tie
+        {2 - 0x1p-12, 2},                     // the carry reaches the exponent
+        {-65504, -65504},
+        {65519.99, 65504},
+        {0x1p-14, 0x1p-14},           // the smallest normal number
+        {0x1p-14 - 0x1p-26, 0x1p-14}, // a subnormal that rounds up to it
+        {0x1p-24, 0x1p-24},
+        {0x1p-25, 0},         // half the smallest: a tie, to even
+        {0x1.8p-24, 0x1p-23}, // a tie, to even
+        {-0x1.01p-25, -0x1p-24},
+        {0x1p-60, 0},
+        {-0.0, -0.0},
+        {0, 0},
+        {INFINITY, INFINITY},
+    };
+    enum { N = sizeof cases / sizeof *cases };
+    const char *path = scratch_path("half.safetensors");
+    real x[N], y[N];
+    for (int i = 0; i < N; i++) x[i] = (real)cases[i][0];
+    Stored t = {.name = "h", .dtype = "F16", .n_dim = 1, .shape = {N}, .data = x};
+    Safetensors s;
+    int opened = !safetensors_write(path, &t, 1, NULL) && !safetensors_open(&s, path);
+    CHECK(opened, "%s", error_text());
+    if (!opened) return;
+    CHECK(!safetensors_read(&s, &s.tensors[0], y), "%s", error_text());
+    for (int i = 0; i < N; i++)
+        CHECK((double)y[i] == cases[i][1] && !signbit(y[i]) == !signbit(cases[i][1]),
+              "%a became %a, not %a", cases[i][0], (double)y[i], cases[i][1]);
+    safetensors_close(&s);
+}
+
+/* All 65,536 patterns, NaNs apart, are read and written as they were. */
+static void test_safetensors_half_patterns(void) {
+    const char *path = scratch_path("patterns.safetensors");
+    static uint8_t all[8 + 64 + 2 * 65536];
+    static real values[65536];
+    char header[65];
+    snprintf(header, sizeof header, "%-64s",
+             "{\"h\":{\"dtype\":\"F16\",\"shape\":[65536],"
+             "\"data_offsets\":[0,131072]}}");
+    CHECK(strlen(header) == 64, "header");
+    all[0] = 64;
+    memcpy(all + 8, header, 64);
+    for (int i = 0; i < 65536; i++)
+        all[72 + 2 * i] = (uint8_t)i, all[73 + 2 * i] = (uint8_t)(i >> 8);
+    write_bytes(path, all, sizeof all);
+    Safetensors s;
+    int opened = !safetensors_open(&s, path) && !safetensors_read(&s, &s.tensors[0], values);
+    CHECK(opened, "%s", error_text());
+    if (!opened) return;
+    safetensors_close(&s);
+    Stored t = {.name = "h", .dtype = "F16", .n_dim = 1, .shape = {65536}, .data = values};
+    opened = !safetensors_write(path, &t, 1, NULL) && !safetensors_open(&s, path);
+    CHECK(opened, "%s", error_text());
+    if (!opened) return;
+    FILE *f = fopen(path, "rb");
+    fseek(f, (long)s.tensors[0].begin, SEEK_SET);
+    for (int i = 0; i < 65536; i++) {
+        int low = fgetc(f), bits = low | fgetc(f) << 8;
+        CHECK(bits == i || (isnan(values[i]) && (bits & 0x7c00) == 0x7c00 && (bits & 0x3ff)),
+              "%04x became %04x", i, bits);
+    }
+    fclose(f);
+    safetensors_close(&s);
+}
+
+/* What cannot be written is refused by name, and the old file stays. */
+static void test_safetensors_write_refused(void) {
+    const char *path = scratch_path("keep.safetensors");
+    real x[2] = {1, 65520};
+    Stored t = {.name = "big", .dtype = "F32", .n_dim = 1, .shape = {2}, .data = x};
+    CHECK(!safetensors_write(path, &t, 1, NULL), "%s", error_text());
+    t.dtype = "F16";
+    CHECK(safetensors_write(path, &t, 1, NULL) == -1 && strstr(error_text(), path) &&
+              strstr(error_text(), "tensor big") && strstr(error_text(), "65520"),
+          "%s", error_text());
+    static const char *const dtypes[] = {"U8", "BF16", "I64", "float"};
+    for (int i = 0; i < 4; i++) {
+        t.dtype = dtypes[i];
+        CHECK(safetensors_write(path, &t, 1, NULL) == -1 && strstr(error_text(), dtypes[i]),
+              "%s: %s", dtypes[i], error_text());
+    }
+    char part[512];
+    snprintf(part, sizeof part, "%s.part", path);
+    FILE *left = fopen(part, "rb");
+    CHECK(!left, "%s is left behind", part);
+    if (left) fclose(left);
+    Safetensors s;
+    int opened = !safetensors_open(&s, path);
+    CHECK(opened && !strcmp(s.tensors[0].dtype, "F32"), "the old file is gone: %s", error_text());
+    if (opened) safetensors_close(&s);
+    t.dtype = "F32";
+    snprintf(part, sizeof part, "%s/absent/x.safetensors", scratch);
+    CHECK(safetensors_write(part, &t, 1, NULL) == -1 && strstr(error_text(), "absent"), "%s",
+          error_text());
+}
+
+/* A file that shrinks between opening and reading is an error, not garbage. */
+static void test_safetensors_cut_while_open(void) {
+    const char *path = scratch_path("cut.safetensors");
+    static real x[100000];
+    Stored t = {.name = "x", .dtype = "F32", .n_dim = 1, .shape = {100000}, .data = x};
+    Safetensors s;
+    int opened = !safetensors_write(path, &t, 1, NULL) && !safetensors_open(&s, path);
+    CHECK(opened, "%s", error_text());
+    if (!opened) return;
+    write_bytes(path, "", 0); // the same file, now empty
+    CHECK(safetensors_read(&s, &s.tensors[0], x) == -1 && strstr(error_text(), "tensor x"), "%s",
+          error_text());
+    safetensors_close(&s);
+}
+
+/* The fixture was written by the reference implementation. */
+static void test_safetensors_fixture(void) {
+    Safetensors s;
+    int opened = !safetensors_open(&s, "data/fixture/tiny.safetensors");
+    CHECK(opened, "%s", error_text());
+    if (!opened) return;
+    for (int i = 0; i < s.n_tensor; i++) {
+        real *x = malloc((size_t)s.tensors[i].count * sizeof *x + 1);
+        CHECK(!safetensors_read(&s, &s.tensors[i], x), "%s", error_text());
+        double sum = 0;
+        for (int64_t j = 0; j < s.tensors[i].count; j++) sum += (double)x[j];
+        CHECK(isfinite(sum), "%s is not finite", s.tensors[i].name);
+        free(x);
+    }
+    const Stored *wte = safetensors_find(&s, "transformer.wte.weight");
+    CHECK(wte && wte->n_dim == 2 && wte->shape[0] == 13 && wte->shape[1] == 16, "wte");
+    CHECK(!strcmp(safetensors_metadata(&s, "n_layer"), "2"), "metadata n_layer");
+    safetensors_close(&s);
+}
+
 /* ---- 10 sampling ---------------------------------------------------------------------------- */
 
 static Model sampling_model(void) {
@@ -1280,6 +2492,45 @@ static const struct {
     {"k-means against brute force", test_kmeans_brute_force, BOTH},
     {"palette of few colours", test_palette_few_colours, BOTH},
     {"quantisation and its ties", test_quantisation, BOTH},
+    {"resize exact values", test_resize_exact_values, FLOAT_ONLY},
+    {"resize against definition", test_resize_against_definition, FLOAT_ONLY},
+    {"resize large and white", test_resize_large_and_white, FLOAT_ONLY},
+    {"resize crops the centre", test_resize_crops_the_centre, FLOAT_ONLY},
+    {"resize refuses bad sizes", test_resize_refuses_bad_sizes, FLOAT_ONLY},
+    {"cifar10", test_cifar10, FLOAT_ONLY},
+    {"cifar100", test_cifar100, FLOAT_ONLY},
+    {"stl10", test_stl10, FLOAT_ONLY},
+    {"idx", test_idx, FLOAT_ONLY},
+    {"idx bad headers", test_idx_bad_headers, FLOAT_ONLY},
+    {"packed files are named", test_packed_files_are_named, FLOAT_ONLY},
+    {"dataset refuses bad records", test_dataset_refuses_bad_records, FLOAT_ONLY},
+    {"dataset refuses two formats", test_dataset_refuses_two_formats, FLOAT_ONLY},
+    {"image read", test_image_read, FLOAT_ONLY},
+    {"image read maxval", test_image_read_maxval, FLOAT_ONLY},
+    {"image read refuses", test_image_read_refuses, FLOAT_ONLY},
+    {"folder of splits", test_folder_of_splits, FLOAT_ONLY},
+    {"folder without test", test_folder_without_test, FLOAT_ONLY},
+    {"folder is split by itself", test_folder_is_split_by_itself, FLOAT_ONLY},
+    {"folder without classes", test_folder_without_classes, FLOAT_ONLY},
+    {"flip", test_flip, FLOAT_ONLY},
+    {"crop padded", test_crop_padded, FLOAT_ONLY},
+    {"json grammar", test_json_grammar, BOTH},
+    {"json cut short", test_json_cut_short, BOTH},
+    {"json values", test_json_values, BOTH},
+    {"json limits", test_json_limits, BOTH},
+    {"json read", test_json_read, BOTH},
+    {"safetensors refused", test_safetensors_refused, BOTH},
+    {"safetensors long header", test_safetensors_long_header, BOTH},
+    {"safetensors allowed", test_safetensors_allowed, BOTH},
+    {"safetensors unread dtypes", test_safetensors_unread_dtypes, BOTH},
+    {"safetensors dtypes", test_safetensors_dtypes, BOTH},
+    {"safetensors round trip", test_safetensors_round_trip, BOTH},
+    {"safetensors aligned", test_safetensors_aligned, BOTH},
+    {"safetensors half", test_safetensors_half, BOTH},
+    {"safetensors half patterns", test_safetensors_half_patterns, BOTH},
+    {"safetensors write refused", test_safetensors_write_refused, BOTH},
+    {"safetensors cut while open", test_safetensors_cut_while_open, BOTH},
+    {"safetensors fixture", test_safetensors_fixture, BOTH},
     {"cached sampling gives forward's logits", test_cache_is_forward, BOTH},
     {"samples do not depend on the split", test_samples_do_not_depend_on_the_split, BOTH},
     {"sampling frequencies", test_sampling_frequencies, BOTH},
