@@ -16,10 +16,10 @@ WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes
 try = $(shell echo 'int main(void){return 0;}' | $(CC) $(1) -x c - -o /dev/null 2>/dev/null && echo $(1))
 
 OPENMP := $(or $(call try,-fopenmp),-Wno-unknown-pragmas)
+# Vectors as wide as the machine has (compilers shy away from 64 bytes of their own accord).
+WIDE := $(call try,-mprefer-vector-width=512)
 # sqrt need not set errno, and ?: may be computed without a branch: both leave every result as it is.
-FLAGS = -std=gnu11 $(CFLAGS) $(call try,$(ARCH)) -fno-math-errno -fno-trapping-math $(WARN) \
-        $(or $(OPENMP),-Wno-unknown-pragmas)
-FLAGS := $(FLAGS)
+FLAGS := -std=gnu11 $(CFLAGS) $(call try,$(ARCH)) $(WIDE) -fno-math-errno -fno-trapping-math $(WARN) $(OPENMP)
 
 igpt: igpt.c igpt.h Makefile
 	$(CC) $(FLAGS) igpt.c -o $@ -lm

@@ -277,6 +277,20 @@ real real_exp(real x) {
 #endif
 }
 
+/* The largest of x[0..n). Separate maxima for each lane let compilers vectorise what they may not
+   reorder in a single one. */
+static real row_max(const real *x, int n) {
+    enum { LANES = 32 };
+    real lane[LANES], max = -INFINITY;
+    int j = 0;
+    for (int i = 0; i < LANES; i++) lane[i] = -INFINITY;
+    for (; j + LANES <= n; j += LANES)
+        for (int i = 0; i < LANES; i++) lane[i] = x[j + i] > lane[i] ? x[j + i] : lane[i];
+    for (; j < n; j++) max = x[j] > max ? x[j] : max;
+    for (int i = 0; i < LANES; i++) max = lane[i] > max ? lane[i] : max;
+    return max;
+}
+
 /* ==== 2 matmul ==================================================================================
    Nearly all the work of a transformer is C (+)= A B. A processor multiplies far faster than it
    reads memory, so the whole art is to use each number many times once it is loaded. Three steps:
@@ -608,9 +622,7 @@ size_t attention_scratch(int T) {
 /* Turn row[0..n) of scores into exp(scale * (score - max)) and zero row[n..width); returns their
    sum, and the log-sum-exp of the scaled scores in *lse. */
 static real softmax_row(real *row, int n, int width, real scale, real *lse) {
-    real max = row[0], sum = 0;
-#pragma omp simd reduction(max : max)
-    for (int j = 0; j < n; j++) max = row[j] > max ? row[j] : max;
+    real max = row_max(row, n), sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int j = 0; j < n; j++) {
         row[j] = real_exp(scale * (row[j] - max));
@@ -623,6 +635,7 @@ static real softmax_row(real *row, int n, int width, real scale, real *lse) {
 
 void attention_forward(real *out, real *lse, const real *qkv, int B, int T, int d, int H,
                        int causal, real *scratch, int threads) {
+    (void)threads; // a pragma alone reads it
     int hs = d / H, bands = (T + BAND - 1) / BAND;
     size_t row = 3 * (size_t)d; // from one position of qkv to the next
     real scale = 1 / (real)sqrt(hs);
@@ -650,6 +663,7 @@ void attention_forward(real *out, real *lse, const real *qkv, int B, int T, int 
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out,
                         const real *lse, int B, int T, int d, int H, int causal, real *scratch,
                         int threads) {
+    (void)threads;
     int hs = d / H, last = (T - 1) / BAND * BAND;
     size_t row = 3 * (size_t)d;
     real scale = 1 / (real)sqrt(hs);
@@ -1240,40 +1254,38 @@ double learning_rate(int step, int steps, int warmup, double peak) {
 /* The centres as the search wants them: planes of red, green and blue. */
 typedef struct {
     int K;
-    float *plane; // (3, K)
+    real *plane; // (3, K)
 } Centres;
 
 /* The centre nearest to a colour; the first of several. *distance: the square of it. */
-static int nearest(const Centres *c, const float *colour, float *distance) {
+static int nearest(const Centres *c, const real *colour, real *distance) {
     enum { CHUNK = 128 };
-    const float *red = c->plane, *green = red + c->K, *blue = green + c->K;
-    float best = INFINITY, squares[CHUNK];
+    const real *red = c->plane, *green = red + c->K, *blue = green + c->K;
+    real best = -INFINITY, closeness[CHUNK]; // minus the squared distance
     int index = 0;
     for (int k0 = 0; k0 < c->K; k0 += CHUNK) {
         int n = c->K - k0 < CHUNK ? c->K - k0 : CHUNK;
-        float least = INFINITY;
-#pragma omp simd reduction(min : least)
         for (int k = 0; k < n; k++) {
-            float r = colour[0] - red[k0 + k], g = colour[1] - green[k0 + k];
-            float b = colour[2] - blue[k0 + k];
-            squares[k] = r * r + g * g + b * b;
-            least = squares[k] < least ? squares[k] : least;
+            real r = colour[0] - red[k0 + k], g = colour[1] - green[k0 + k];
+            real b = colour[2] - blue[k0 + k];
+            closeness[k] = -(r * r + g * g + b * b);
         }
-        if (least >= best) continue;
-        best = least;
+        real most = row_max(closeness, n);
+        if (most <= best) continue;
+        best = most;
         index = k0;
-        while (squares[index - k0] != least) index++;
+        while (closeness[index - k0] != most) index++;
     }
-    *distance = best;
+    *distance = -best;
     return index;
 }
 
 /* Distinct colours with their counts. */
 typedef struct {
     int n;
-    float *rgb;      // (n, 3) in byte units
+    real *rgb;       // (n, 3) in byte units
     uint32_t *count; // (n)
-    float *distance; // (n) squared, to the nearest centre
+    real *distance;  // (n) squared, to the nearest centre
     uint16_t *owner; // (n) that centre
 } Colours;
 
@@ -1297,7 +1309,7 @@ static int colours_count(Colours *c, const uint8_t *rgb, size_t n) {
     int bad = !c->rgb || !c->count || !c->distance || !c->owner;
     for (int i = 0, k = 0; i < 1 << 24 && !bad; i++) {
         if (!table[i]) continue;
-        for (int j = 0; j < 3; j++) c->rgb[3 * k + j] = (float)(i >> (16 - 8 * j) & 255);
+        for (int j = 0; j < 3; j++) c->rgb[3 * k + j] = (real)(i >> (16 - 8 * j) & 255);
         c->count[k++] = table[i];
     }
     free(table);
@@ -1307,7 +1319,7 @@ static int colours_count(Colours *c, const uint8_t *rgb, size_t n) {
 /* k-means++: each next centre is a colour drawn with probability count * distance^2, distance to
    the centres so far. Colours that are centres have distance 0 and are not drawn again. */
 static void choose_centres(const Centres *centres, const Colours *c, uint64_t seed) {
-    float *plane = centres->plane;
+    real *plane = centres->plane;
     int K = centres->K, chosen = 0;
     for (int i = 0; i < c->n; i++) c->distance[i] = INFINITY;
     for (int k = 0; k < K; k++) {
@@ -1319,12 +1331,12 @@ static void choose_centres(const Centres *centres, const Colours *c, uint64_t se
             if (mass > 0) chosen = i;
             at += mass;
         }
-        const float *new = c->rgb + 3 * (size_t)chosen;
+        const real *new = c->rgb + 3 * (size_t)chosen;
         for (int j = 0; j < 3; j++) plane[j * K + k] = new[j];
 #pragma omp parallel for simd schedule(static)
         for (int i = 0; i < c->n; i++) {
-            float r = c->rgb[3 * i] - new[0], g = c->rgb[3 * i + 1] - new[1];
-            float b = c->rgb[3 * i + 2] - new[2], square = r * r + g * g + b * b;
+            real r = c->rgb[3 * i] - new[0], g = c->rgb[3 * i + 1] - new[1];
+            real b = c->rgb[3 * i + 2] - new[2], square = r * r + g * g + b * b;
             c->distance[i] = square < c->distance[i] ? square : c->distance[i];
         }
     }
@@ -1353,7 +1365,7 @@ static void move_centres(const Centres *centres, const Colours *c, uint64_t *sum
     }
     for (int k = 0; k < K; k++)
         for (int j = 0; j < 3 && sums[4 * k + 3]; j++)
-            centres->plane[j * K + k] = (float)((double)sums[4 * k + j] / (double)sums[4 * k + 3]);
+            centres->plane[j * K + k] = (real)((double)sums[4 * k + j] / (double)sums[4 * k + 3]);
 }
 
 int palette_build(real *palette, int K, const uint8_t *rgb, size_t n, uint64_t seed,
@@ -1375,7 +1387,7 @@ int palette_build(real *palette, int K, const uint8_t *rgb, size_t n, uint64_t s
             move_centres(&centres, &colours, sums);
         for (int k = 0; k < centres.K; k++)
             for (int j = 0; j < 3; j++)
-                palette[3 * k + j] = (real)(centres.plane[j * centres.K + k] / 127.5 - 1);
+                palette[3 * k + j] = centres.plane[j * centres.K + k] / (real)127.5 - 1;
         for (int i = 0; inertia && i < colours.n; i++)
             *inertia = (i ? *inertia : 0) + (double)colours.distance[i] * colours.count[i];
     }
@@ -1390,12 +1402,12 @@ int palette_index(uint16_t *tokens, const uint8_t *rgb, size_t n, const real *pa
     Centres centres = {.K = K, .plane = zalloc(3 * (size_t)K, sizeof *centres.plane)};
     if (!centres.plane) return -1;
     for (int k = 0; k < K; k++)
-        for (int j = 0; j < 3; j++) centres.plane[j * K + k] = (float)palette[3 * k + j];
+        for (int j = 0; j < 3; j++) centres.plane[j * K + k] = palette[3 * k + j];
 #pragma omp parallel for schedule(static)
     for (size_t block = 0; block < (n + BLOCK - 1) / BLOCK; block++)
         for (size_t i = block * BLOCK; i < n && i < (block + 1) * BLOCK; i++) {
-            float colour[3], distance;
-            for (size_t j = 0; j < 3; j++) colour[j] = rgb[3 * i + j] / 127.5f - 1;
+            real colour[3], distance;
+            for (size_t j = 0; j < 3; j++) colour[j] = rgb[3 * i + j] / (real)127.5 - 1;
             tokens[i] = (uint16_t)nearest(&centres, colour, &distance);
         }
     free(centres.plane);
@@ -2888,10 +2900,9 @@ static int draw(const real *logits, int K, double uniform, double temperature, i
         qsort(sorted, (size_t)K, sizeof *sorted, descending);
         least = sorted[top_k - 1];
     }
-    real max = logits[0];
+    real max = row_max(logits, K);
     double sum = 0, at = 0;
     int last = 0;
-    for (int k = 1; k < K; k++) max = logits[k] > max ? logits[k] : max;
     for (int k = 0; k < K; k++) {
         p[k] = logits[k] < least ? 0 : real_exp((real)((logits[k] - max) / temperature));
         sum += p[k];
