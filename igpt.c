@@ -70,6 +70,19 @@ int threads_get(void) {
 }
 
 #ifndef IGPT_NO_MAIN
+#    include <sys/resource.h>
+
+/* The most memory this process has held so far, in bytes. */
+static double peak_memory(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+#    ifdef __APPLE__
+    return (double)usage.ru_maxrss;
+#    else
+    return 1024.0 * (double)usage.ru_maxrss; // Linux and the BSDs count KiB
+#    endif
+}
+
 static double seconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -314,19 +327,21 @@ static real row_max(const real *x, int n) {
       columns of B) that lie in memory just as they will be read. This is also where transposition
       disappears: a panel looks the same whichever way its matrix was stored.
 
-   3. Blocking. KC steps of k, MC rows and NC columns at a time, so that one panel of B stays in the
-      first-level cache, the packed block of A in the second, the packed block of B in the last.
+   3. Blocking. KC steps of k at a time, so that a panel of B stays in the first-level cache while it
+      meets all panels of a block of A, MC rows, which stay in the second.
 
-            C (M, N)               A (M, K)           B (K, N)
-        +------+-------+         +----+-----+       +------+-------+
-        |      |       |    MC { |####|     |    KC {|######|      |   # what is packed at a time
-        |------+-------|  +=     |----+-----|   *    |------+------|
-        |      |       |         |    |     |        |  NC  |      |
-        +------+-------+         +----+-----+        +------+------+
-                                   KC
+            C (M, N)                A (M, K)             B (K, N)
+        +-------+-------+         +----+-----+         +--+--+--+--+
+     MC {       |       |      MC {####|     |      KC {  |##|  |  |    # what is packed at a time
+        +-------+-------+   +=    +----+-----+    *    +--+--+--+--+
+        |       |       |         |    |     |         |  |  |  |  |
+        +-------+-------+         +----+-----+         +--+--+--+--+
+            NC                      KC                    NR
 
-   Threads share out the panels of B to pack and then the blocks of A to multiply. A block of k is
-   summed from zero in the registers and then added to C, so the order is fixed by KC alone. */
+   Threads take blocks of C, MC x NC or less, and share nothing on the way: packing a panel of B
+   again for each block costs little beside the MC multiply-adds that each of its numbers goes into,
+   and nobody waits. A block of k is summed from zero in registers and then added to C: the order of
+   summation is fixed by KC alone. */
 
 /* The tile follows the register file: 32 registers of 64 bytes, 16 of 32, 32 or 16 of 16. */
 #if defined __AVX512F__
@@ -338,22 +353,65 @@ enum { VEC_BYTES = 16, MR = 8, NV = 3 };
 #else
 enum { VEC_BYTES = 16, MR = 4, NV = 2 };
 #endif
-enum { VL = VEC_BYTES / sizeof(real), NR = NV * VL, KC = 256, MC = 12 * MR, NC = 32 * NR };
+enum { VL = VEC_BYTES / sizeof(real), NR = NV * VL, KC = 256, MC = 24 * MR, NC = 16 * NR };
 
 typedef real vec __attribute__((vector_size(VEC_BYTES)));
 typedef real vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
 
-static _Thread_local _Alignas(64) real packed_a[MC * KC], packed_b[NC * KC];
+static _Thread_local _Alignas(64) real packed_a[MC * KC + VL], packed_b[NR * KC];
 
-/* Copy one panel: out[k * width + i] = x[i * step + k * k_step] for i < used, 0 for the others. */
-static void pack(real *out, int width, int used, int K, const real *x, size_t step, size_t k_step) {
-    for (int k = 0; k < K; k++, x += k_step, out += width) {
-        if (step == 1) {
-            for (int i = 0; i < used; i++) out[i] = x[i];
-        } else {
-            for (int i = 0; i < used; i++) out[i] = x[(size_t)i * step];
+/* Copy one panel: out[k * width + i] = x[i * step + k * k_step] for i < used, 0 for the others.
+   Where the panel's lanes lie far apart but its steps of k side by side, blocks of VL x VL numbers
+   are transposed in registers: zipping vectors i and i + VL / 2 rotates the bits of (row, lane) by
+   one place, and after log2(VL) rounds row and lane have changed places. */
+#if !defined IGPT_DOUBLE && defined __has_builtin
+#    if __has_builtin(__builtin_shufflevector)
+#        if defined __AVX512F__
+#            define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#            define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#        elif defined __AVX__
+#            define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#            define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#        else
+#            define ZIP_LOW 0, 4, 1, 5
+#            define ZIP_HIGH 2, 6, 3, 7
+#        endif
+#    endif
+#endif
+
+#ifdef ZIP_LOW
+static void pack_transposed(real *out, int width, int used, const real *x, size_t step) {
+    for (int i0 = 0; i0 < width; i0 += VL) {
+        vec from[VL] = {{0}}, to[VL];
+        for (int i = 0; i < VL && i0 + i < used; i++)
+            from[i] = *(const vec_anywhere *)(x + (size_t)(i0 + i) * step);
+        for (int round = 1; round < VL; round *= 2) {
+            for (int i = 0; i < VL / 2; i++) {
+                to[2 * i] = __builtin_shufflevector(from[i], from[i + VL / 2], ZIP_LOW);
+                to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + VL / 2], ZIP_HIGH);
+            }
+            for (int i = 0; i < VL; i++) from[i] = to[i];
         }
-        for (int i = used; i < width; i++) out[i] = 0;
+        /* Where width is below VL, the surplus lanes are overwritten by the next row of the panel. */
+        for (int k = 0; k < VL; k++) *(vec_anywhere *)(out + k * width + i0) = from[k];
+    }
+}
+#endif
+
+static inline __attribute__((always_inline)) void
+pack(real *out, const int width, int used, int K, const real *x, size_t step, size_t k_step) {
+    int k = 0;
+#ifdef ZIP_LOW
+    for (; k_step == 1 && k + VL <= K; k += VL)
+        pack_transposed(out + k * width, width, used, x + k, step);
+#endif
+    for (; k < K; k++) {
+        const real *from = x + (size_t)k * k_step;
+        if (step == 1 && used == width)
+            for (int i = 0; i < width; i++) out[k * width + i] = from[i];
+        else
+            for (int i = 0; i < width; i++)
+                out[k * width + i] = i < used ? from[(size_t)i * step] : 0;
     }
 }
 
@@ -362,7 +420,7 @@ static void pack(real *out, int width, int used, int K, const real *x, size_t st
 static inline __attribute__((always_inline)) void
 tile(const int rows, int K, const real *a, const real *b, real *c, size_t c_row, int accumulate) {
     vec sum[MR][NV] = {{{0}}};
-    for (int k = 0; k < K; k++, a += rows, b += NR)
+    for (int k = 0; k < K; k++, a += MR, b += NR)
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < NV; j++) sum[i][j] += a[i] * ((const vec *)b)[j];
     for (int i = 0; i < rows; i++)
@@ -393,26 +451,39 @@ static void tile_rows(int rows, int K, const real *a, const real *b, real *c, si
     }
 }
 
-/* One packed block of A (M rows) times the packed block of B (N columns). */
-static void multiply_blocks(int M, int N, int K, const real *a, const real *b, real *c,
-                            size_t c_row, int accumulate) {
-    _Alignas(64) real edge[MR * NR]; // a tile that hangs over the right edge of C
-    for (int j = 0; j < N; j += NR)
-        for (int i = 0; i < M; i += MR) {
-            int rows = M - i < MR ? M - i : MR, columns = N - j < NR ? N - j : NR;
-            const real *panel_a = a + (size_t)i * K, *panel_b = b + (size_t)j * K;
-            real *out = c + (size_t)i * c_row + j;
-            if (columns == NR) {
-                tile_rows(rows, K, panel_a, panel_b, out, c_row, accumulate);
-                continue;
-            }
-            tile_rows(rows, K, panel_a, panel_b, edge, NR, 0);
-            for (int r = 0; r < rows; r++)
-                for (int s = 0; s < columns; s++) {
-                    real *o = &out[(size_t)r * c_row + s];
-                    *o = accumulate ? *o + edge[r * NR + s] : edge[r * NR + s];
-                }
+/* A tile anywhere in C; one that hangs over the right edge is made beside it. */
+static void tile_at(int rows, int columns, int K, const real *a, const real *b, real *c,
+                    size_t c_row, int accumulate) {
+    _Alignas(64) real edge[MR * NR];
+    if (columns == NR) {
+        tile_rows(rows, K, a, b, c, c_row, accumulate);
+        return;
+    }
+    tile_rows(rows, K, a, b, edge, NR, 0);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) {
+            real *out = &c[(size_t)i * c_row + j];
+            *out = accumulate ? *out + edge[i * NR + j] : edge[i * NR + j];
         }
+}
+
+/* One block of C: at most MC x NC elements over all of K. */
+static void multiply_block(int M, int N, int K, const real *a, size_t a_row, size_t a_col,
+                           const real *b, size_t b_row, size_t b_col, real *c, size_t c_row,
+                           int accumulate) {
+    for (int k0 = 0; k0 < K; k0 += KC) {
+        int k = K - k0 < KC ? K - k0 : KC;
+        for (int i = 0; i < M; i += MR)
+            pack(packed_a + (size_t)i * k, MR, M - i < MR ? M - i : MR, k,
+                 a + (size_t)i * a_row + (size_t)k0 * a_col, a_row, a_col);
+        for (int j = 0; j < N; j += NR) {
+            int columns = N - j < NR ? N - j : NR;
+            pack(packed_b, NR, columns, k, b + (size_t)j * b_col + (size_t)k0 * b_row, b_col, b_row);
+            for (int i = 0; i < M; i += MR)
+                tile_at(M - i < MR ? M - i : MR, columns, k, packed_a + (size_t)i * k, packed_b,
+                        c + (size_t)i * c_row + j, c_row, accumulate || k0);
+        }
+    }
 }
 
 /* Few rows (sampling): packing B would cost as much as reading it. Its rows are read where they
@@ -474,30 +545,18 @@ void matmul(int M, int N, int K, const real *a, size_t a_row, size_t a_col, cons
         return;
     }
     int threads = omp_in_parallel() || (double)M * N * K < 1e5 ? 1 : omp_get_max_threads();
-    /* Rows per block: enough blocks for the threads to share evenly, none above MC. */
-    int shares = threads * ((M + MC * threads - 1) / (MC * threads));
-    int block = ((M + shares - 1) / shares + MR - 1) / MR * MR;
-    real *shared_b = packed_b; // the calling thread's; the others read it
-#pragma omp parallel if (threads > 1) num_threads(threads)
-    for (int j0 = 0; j0 < N; j0 += NC)
-        for (int k0 = 0; k0 < K; k0 += KC) {
-            int n = N - j0 < NC ? N - j0 : NC, k = K - k0 < KC ? K - k0 : KC;
-#pragma omp for schedule(static)
-            for (int j = 0; j < n; j += NR)
-                pack(shared_b + (size_t)j * k, NR, n - j < NR ? n - j : NR, k,
-                     b + (size_t)k0 * b_row + (size_t)(j0 + j) * b_col, b_col, b_row);
-#pragma omp for schedule(dynamic)
-            for (int i0 = 0; i0 < M; i0 += block) {
-                int m = M - i0 < block ? M - i0 : block;
-                for (int i = 0; i < m; i += MR) {
-                    int rows = m - i < MR ? m - i : MR;
-                    pack(packed_a + (size_t)i * k, rows, rows, k,
-                         a + (size_t)(i0 + i) * a_row + (size_t)k0 * a_col, a_row, a_col);
-                }
-                multiply_blocks(m, n, k, packed_a, shared_b, c + (size_t)i0 * c_row + j0, c_row,
-                                accumulate || k0);
-            }
-        }
+    /* As many blocks as the threads can share evenly: of rows, or of columns where rows are few. */
+    int row_blocks = (M + MC - 1) / MC, column_blocks = (N + NC - 1) / NC;
+    if (M >= threads * MC / 4) row_blocks = (row_blocks + threads - 1) / threads * threads;
+    else column_blocks = (column_blocks + threads - 1) / threads * threads;
+    int m = ((M + row_blocks - 1) / row_blocks + MR - 1) / MR * MR;
+    int n = ((N + column_blocks - 1) / column_blocks + NR - 1) / NR * NR;
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (int j0 = 0; j0 < N; j0 += n)
+        for (int i0 = 0; i0 < M; i0 += m)
+            multiply_block(M - i0 < m ? M - i0 : m, N - j0 < n ? N - j0 : n, K,
+                           a + (size_t)i0 * a_row, a_row, a_col, b + (size_t)j0 * b_col, b_row,
+                           b_col, c + (size_t)i0 * c_row + j0, c_row, accumulate);
 }
 
 /* ==== 3 layers ==================================================================================
@@ -888,6 +947,7 @@ void model_randomise(Model *m, uint64_t seed) {
     for (int i = 0; i < m->n_tensors; i++) {
         const Tensor *t = &m->tensors[i];
         real *w = m->params + t->offset;
+#pragma omp parallel for schedule(static)
         for (size_t j = 0; j < t->rows * t->cols; j++)
             w[j] = t->std < 0
                        ? 1
@@ -3130,17 +3190,17 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
 
 /* One table describes every option: parsing, defaults, ranges, help and suggestions read it. */
 typedef struct {
-    const char *data, *model, *out, *preset, *init, *palette;
+    const char *data, *model, *out, *preset, *init, *palette, *csv;
     int seed, threads, quiet;
     int n_layer, n_head, n_embd, n_px, n_vocab; // -1: the preset's
-    int batch, micro_batch, steps, warmup, eval_every, save_every, resume;
+    int batch, micro_batch, steps, warmup, eval_every, save_every, resume, recompute;
     double lr;
     int n, top_k;
     double temperature;
 } Options;
 
 enum { TEXT, WHOLE, NUMBER, FLAG };
-enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, ALL = 15 };
+enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, BENCH = 16, ALL = 31 };
 
 typedef struct {
     const char *name;
@@ -3171,6 +3231,8 @@ static const Option option_table[] = {
     {"batch", WHOLE, AT(batch), TRAIN | INFO, "", "N", 1, 65536, "images in a step"},
     {"micro-batch", WHOLE, AT(micro_batch), TRAIN | INFO, "", "N", 1, 65536,
      "images in a pass; gradients add up to the batch"},
+    {"recompute", FLAG, AT(recompute), TRAIN | INFO, "", "", 0, 0,
+     "keep only each block's input and run the block again in backward: less memory"},
     {"steps", WHOLE, AT(steps), TRAIN, "", "N", 1, INT_MAX / 2, "steps of Adam"},
     {"lr", NUMBER, AT(lr), TRAIN, "", "X", 0, 1, "peak learning rate"},
     {"warmup", WHOLE, AT(warmup), TRAIN, "", "N", 0, INT_MAX / 2,
@@ -3184,10 +3246,11 @@ static const Option option_table[] = {
     {"palette", TEXT, AT(palette), TRAIN, "", "FILE", 0, 0,
      "colours of this preprocessor_config.json instead of k-means"},
     {"n", WHOLE, AT(n), SAMPLE, "40", "N", 1, 100000, "pictures"},
-    {"temperature", NUMBER, AT(temperature), SAMPLE, "1", "X", 0.01, 100,
+    {"temperature", NUMBER, AT(temperature), TRAIN | SAMPLE, "0.85", "X", 0.01, 100,
      "above 1 wilder, below 1 tamer"},
-    {"top-k", WHOLE, AT(top_k), SAMPLE, "0", "N", 0, 65535,
+    {"top-k", WHOLE, AT(top_k), TRAIN | SAMPLE, "0", "N", 0, 65535,
      "draw only from the N most probable colours; 0: from all"},
+    {"csv", TEXT, AT(csv), BENCH, "", "FILE", 0, 0, "write the figures there, too"},
 };
 enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
 
@@ -3339,27 +3402,34 @@ static void print_losses(double nats, const Images *test, int K) {
 }
 
 enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, LOG_ROWS = 200 };
+enum { PROCESS_BYTES = 4000000 };
 
-/* What training and sampling take: parameters (for training also gradients and two moments),
-   activations, the sampler's cache. */
-static double train_bytes(const Options *o) {
-    Config c = config_of(o);
-    Model m;
-    if (model_list(&m, c)) return NAN;
-    double bytes = 4.0 * (double)m.n_params * sizeof(real) +
-                   (double)activations_bytes(&c, o->micro_batch, KEEP_ALL) +
-                   (double)sampler_bytes(&c, TRAIN_SAMPLES);
-    model_free(&m);
-    return bytes;
+/* How many pictures, `most` or fewer, can be drawn at once with a cache of at most `bytes`. */
+static int sampler_images(const Config *c, int most, double bytes) {
+    double each = (double)(sampler_bytes(c, 2) - sampler_bytes(c, 1));
+    return bytes / each > most ? most : bytes / each > 1 ? (int)(bytes / each) : 1;
 }
 
-static double sample_bytes(const Options *o) {
-    Config c = config_of(o);
-    Model m;
-    if (model_list(&m, c)) return NAN;
-    double bytes = (double)m.n_params * sizeof(real) + (double)sampler_bytes(&c, SAMPLE_BATCH);
-    model_free(&m);
-    return bytes;
+/* Of large models, whose cache and time would hold training up, fewer pictures are drawn. */
+static int train_samples(const Config *c) {
+    return sampler_images(c, TRAIN_SAMPLES, 256e6);
+}
+
+static int sample_batch(const Config *c) {
+    return sampler_images(c, SAMPLE_BATCH, 4e9);
+}
+
+/* The peak memory of training and of sampling, pictures aside: the process itself, parameters (for
+   training also gradients and two moments), activations, the sampler's cache. */
+static double train_bytes(const Options *o, const Config *c, size_t n_params) {
+    return PROCESS_BYTES + 4.0 * (double)n_params * sizeof(real) +
+           (double)activations_bytes(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL) +
+           (double)sampler_bytes(c, train_samples(c));
+}
+
+static double sample_bytes(const Config *c, size_t n_params) {
+    return PROCESS_BYTES + (double)n_params * sizeof(real) +
+           (double)sampler_bytes(c, sample_batch(c));
 }
 
 /* A training run: everything that a step needs, laid out once. */
@@ -3377,6 +3447,7 @@ typedef struct {
     real *grads, *first, *second; // gradient and Adam's moments, laid out as params
     uint16_t *tokens;             // (micro_batch, T)
     uint16_t *samples;            // (n_samples, T)
+    int n_samples;
     int *order, epoch;            // of the training images in this epoch
     int step;                     // steps done
     double loss;                  // summed since the last row of the log
@@ -3635,10 +3706,11 @@ static int run_open(Run *r, Options *o, Safetensors *state) {
     r->rows = zalloc((size_t)r->room, sizeof *r->rows);
     r->order = zalloc((size_t)r->data.train.n, sizeof *r->order);
     r->tokens = zalloc((size_t)o->micro_batch * T, sizeof *r->tokens);
-    r->samples = zalloc(TRAIN_SAMPLES * T, sizeof *r->samples);
+    r->n_samples = train_samples(c);
+    r->samples = zalloc((size_t)r->n_samples * T, sizeof *r->samples);
     r->grads = zalloc(3 * n, sizeof *r->grads);
-    r->acts = activations_new(c, o->micro_batch, KEEP_ALL);
-    r->sampler = sampler_new(c, TRAIN_SAMPLES);
+    r->acts = activations_new(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
+    r->sampler = sampler_new(c, r->n_samples);
     if (!r->rows || !r->order || !r->tokens || !r->samples || !r->grads || !r->acts || !r->sampler)
         return -1;
     r->first = r->grads + n;
@@ -3658,10 +3730,11 @@ static int run_report(Run *r, int evaluating) {
     r->loss = r->loss_steps = 0;
     if (!evaluating) return 0;
     row->test = evaluate(&r->model, r->acts, &r->data.test, o->micro_batch);
-    sample_images(&r->model, r->sampler, r->samples, TRAIN_SAMPLES, 0, (uint64_t)o->seed, 0, 1, 0);
+    sample_images(&r->model, r->sampler, r->samples, r->n_samples, 0, (uint64_t)o->seed, 0,
+                  o->temperature, o->top_k);
     note("step %d  train %.4f  test %.4f nats per pixel  %s", r->step, row->train, row->test,
          file_in(o->out, "samples.png"));
-    if (sheet_write(file_in(o->out, "samples.png"), r->samples, TRAIN_SAMPLES, o->n_px,
+    if (sheet_write(file_in(o->out, "samples.png"), r->samples, r->n_samples, o->n_px,
                     r->model.palette, SHEET_COLUMNS) ||
         loss_chart(r, file_in(o->out, "loss.svg")))
         return -1;
@@ -3710,7 +3783,7 @@ static int command_train(Options *o) {
     if (!bad) {
         note("model: %d layers, d %d, %d heads, %d colours: %.2f million parameters, %.0f MB",
              o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
-             train_bytes(o) / 1e6);
+             train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
         bad = run_steps(&run);
     }
     if (!bad && run.n_rows) {
@@ -3718,6 +3791,7 @@ static int command_train(Options *o) {
         printf("step %d\nseconds %.1f\ntrain_nats_per_pixel %.5f\n", end->step, end->seconds,
                end->train);
         print_losses(end->test, &run.data.test, run.model.config.n_vocab);
+        printf("peak_memory_mb %.0f\n", peak_memory() / 1e6);
     }
     safetensors_close(&state);
     run_free(&run);
@@ -3727,7 +3801,7 @@ static int command_train(Options *o) {
 static int command_sample(Options *o) {
     Model m;
     if (model_load(&m, o->model)) return -1;
-    int n = o->n, B = n < SAMPLE_BATCH ? n : SAMPLE_BATCH, T = m.config.n_px * m.config.n_px;
+    int n = o->n, most = sample_batch(&m.config), B = n < most ? n : most, T = m.config.n_px * m.config.n_px;
     int columns = n < SHEET_COLUMNS ? n : SHEET_COLUMNS;
     uint16_t *tokens = zalloc((size_t)n * (size_t)T, sizeof *tokens);
     Sampler *sampler = sampler_new(&m.config, B);
@@ -3773,6 +3847,20 @@ static int command_eval(Options *o) {
     return bad ? -1 : 0;
 }
 
+/* Floating-point operations of one image's forward pass: two for each parameter in a matmul and
+   position, and for attention two products of T x T x d, of which a causal mask needs half. A
+   training step takes three times that. */
+static double forward_flops(const Model *m) {
+    const Config *c = &m->config;
+    double T = (double)dimension(c, DIM_T), attention = 4.0 * c->n_layer * T * T * c->n_embd;
+    size_t multiplied = m->n_params;
+    for (int i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = &m->tensors[i];
+        if (t->rank == 1 || t->kind == WTE || t->kind == WPE) multiplied -= t->rows * t->cols;
+    }
+    return 2 * (double)multiplied * T + (c->objective == OBJECTIVE_AR ? attention / 2 : attention);
+}
+
 static int command_info(Options *o) {
     Model m;
     Config c;
@@ -3788,16 +3876,11 @@ static int command_info(Options *o) {
     if (preset_apply(o)) return -1;
     c = config_of(o);
     if (model_list(&m, c)) return -1;
-    size_t multiplied = m.n_params;
-    for (int i = 0; i < m.n_tensors; i++) {
-        const Tensor *t = &m.tensors[i];
-        if (t->rank == 1 || t->kind == WTE || t->kind == WPE) multiplied -= t->rows * t->cols;
-    }
-    double T = (double)dimension(&c, DIM_T);
-    double forward = 2 * (double)multiplied * T + 2.0 * c.n_layer * T * T * c.n_embd;
+    double forward = forward_flops(&m);
     printf("n_layer %d\nn_embd %d\nn_head %d\nn_px %d\nn_vocab %d\n", c.n_layer, c.n_embd, c.n_head,
            c.n_px, c.n_vocab);
     printf("parameters %zu\nparameters_millions %zu\n", m.n_params, m.n_params / 1000000);
+    double training = train_bytes(o, &c, m.n_params), sampling = sample_bytes(&c, m.n_params);
     model_free(&m);
     c.n_px = 32, c.n_vocab = 512; // what the paper's table counts
     if (model_list(&m, c)) return -1;
@@ -3805,9 +3888,275 @@ static int command_info(Options *o) {
     model_free(&m);
     printf("forward_gflop_per_image %.4g\ntraining_gflop_per_image %.4g\n", forward / 1e9,
            3 * forward / 1e9);
-    printf("training_memory_mb %.0f\nsampling_memory_mb %.0f\n", train_bytes(o) / 1e6,
-           sample_bytes(o) / 1e6);
+    printf("training_memory_mb %.0f\nsampling_memory_mb %.0f\n", training / 1e6, sampling / 1e6);
     return 0;
+}
+
+/* bench: what this machine reaches, against its own peak. Every figure is the median of several
+   runs; a share is the part of the peak that was measured in the same process. */
+
+enum { BENCH_RUNS = 7, BENCH_ROWS = 40 };
+
+typedef struct {
+    int n;
+    struct {
+        char name[48];
+        double value, peak; // in unit; peak 0: it is one itself
+        const char *unit;
+    } row[BENCH_ROWS];
+} Bench;
+
+static double bench_add(Bench *b, const char *name, double value, const char *unit, double peak) {
+    snprintf(b->row[b->n].name, sizeof b->row->name, "%s", name);
+    b->row[b->n].value = value;
+    b->row[b->n].peak = peak;
+    b->row[b->n++].unit = unit;
+    printf("%-32s %8.1f %s", name, value, unit);
+    if (peak > 0) printf("  %.2f", value / peak);
+    putchar('\n');
+    fflush(stdout);
+    return value;
+}
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The median time of several runs, after one that warms up; fewer runs where one takes long. */
+static double bench_time(void (*run)(void *), void *context) {
+    double seconds[BENCH_RUNS], began = seconds_now();
+    int n = 0;
+    for (run(context); n < BENCH_RUNS && (n < 3 || seconds_now() - began < 3); n++) {
+        double from = seconds_now();
+        run(context);
+        seconds[n] = seconds_now() - from;
+    }
+    qsort(seconds, (size_t)n, sizeof *seconds, ascending);
+    return seconds[n / 2];
+}
+
+enum { PEAK_SUMS = 12, PEAK_STEPS = 2000000 };
+
+/* Nothing but multiply-adds on registers, in enough independent chains to keep the units busy. */
+static void peak_run(void *context) {
+    double *out = context;
+#pragma omp parallel
+    {
+        vec sums[PEAK_SUMS], factor = (vec){0} + (real)0.999, term = (vec){0} + (real)1e-3, all = {0};
+        for (int i = 0; i < PEAK_SUMS; i++) sums[i] = term * (real)i;
+        for (int step = 0; step < PEAK_STEPS; step++)
+            for (int i = 0; i < PEAK_SUMS; i++) sums[i] = sums[i] * factor + term;
+        for (int i = 0; i < PEAK_SUMS; i++) all += sums[i];
+        out[omp_get_thread_num()] = (double)all[0];
+    }
+}
+
+typedef struct {
+    size_t n;
+    real *x;
+    double sums[1024]; // of each thread
+} Stream;
+
+static void stream_run(void *context) {
+    Stream *s = context;
+#pragma omp parallel
+    {
+        real sum = 0;
+#pragma omp for schedule(static)
+        for (size_t block = 0; block < s->n / 4096; block++) {
+            const real *x = s->x + block * 4096;
+            real part = 0;
+#pragma omp simd reduction(+ : part)
+            for (int i = 0; i < 4096; i++) part += x[i];
+            sum += part;
+        }
+        s->sums[omp_get_thread_num()] = (double)sum;
+    }
+}
+
+typedef struct {
+    int M, N, K, transpose_a, transpose_b;
+    const real *a, *b;
+    real *c;
+} Product;
+
+static void product_run(void *context) {
+    const Product *p = context;
+    matmul(p->M, p->N, p->K, p->a, (size_t)(p->transpose_a ? 1 : p->K),
+           (size_t)(p->transpose_a ? p->M : 1), p->b, (size_t)(p->transpose_b ? 1 : p->N),
+           (size_t)(p->transpose_b ? p->K : 1), p->c, (size_t)p->N, 0);
+}
+
+/* The products of one layer: x w, dout w' and x' dout for each of its four matrices. */
+static int bench_products(Bench *b, const char *model, const Config *c, int B, double peak) {
+    int d = c->n_embd, rows = B * c->n_px * c->n_px, count = 0;
+    const struct {
+        const char *name;
+        int in, out;
+    } linear[] = {{"c_attn", d, 3 * d}, {"attn.c_proj", d, d}, {"c_fc", d, 4 * d},
+                  {"mlp.c_proj", 4 * d, d}};
+    double logs = 0;
+    size_t most = (size_t)rows * 4 * (size_t)d + 16 * (size_t)d * (size_t)d;
+    real *x = zalloc(3 * most, sizeof *x);
+    if (!x) return -1;
+    for (size_t i = 0; i < 2 * most; i++) x[i] = (real)(i % 17) / 17 - (real)0.5;
+    for (int i = 0; i < 12; i++) {
+        static const char *const kinds[] = {"forward", "dx", "dw"};
+        int in = linear[i / 3].in, out = linear[i / 3].out, kind = i % 3;
+        Product p = {.a = x, .b = x + most, .c = x + 2 * most};
+        p.M = kind == 2 ? in : rows;
+        p.N = kind == 1 ? in : out;
+        p.K = kind == 0 ? in : kind == 1 ? out : rows;
+        p.transpose_a = kind == 2;
+        p.transpose_b = kind == 1;
+        double gflops = 2e-9 * p.M * p.N * p.K / bench_time(product_run, &p);
+        char name[48];
+        snprintf(name, sizeof name, "%s %s %s", model, linear[i / 3].name, kinds[kind]);
+        bench_add(b, name, gflops, "GFLOP/s", peak);
+        logs += log(gflops);
+        count++;
+    }
+    free(x);
+    char name[48];
+    snprintf(name, sizeof name, "%s matmul, geometric mean", model);
+    bench_add(b, name, exp(logs / count), "GFLOP/s", peak);
+    return 0;
+}
+
+typedef struct {
+    Model model;
+    Activations *acts;
+    Sampler *sampler;
+    real *grads, *first, *second;
+    uint16_t *tokens;
+    int B, t;
+} Step;
+
+static void step_free(Step *s) {
+    model_free(&s->model);
+    free(s->acts);
+    free(s->sampler);
+    free(s->grads);
+    free(s->tokens);
+}
+
+static void step_run(void *context) {
+    Step *s = context;
+    Batch batch = {.B = s->B, .tokens = s->tokens};
+    objective(&s->model, s->acts, &batch, 1, 0, 1.0 / s->B, s->grads);
+    adam_step(s->model.params, s->grads, s->first, s->second, s->model.n_params, 1, 1e-4);
+}
+
+static int bench_step(Bench *b, const char *name, const Config *c, int B, double peak) {
+    Step s = {.B = B};
+    if (model_init(&s.model, *c)) return -1;
+    size_t n = s.model.n_params, T = dimension(c, DIM_T);
+    model_randomise(&s.model, 1);
+    s.acts = activations_new(c, B, KEEP_ALL);
+    s.grads = zalloc(3 * n, sizeof *s.grads);
+    s.tokens = zalloc((size_t)B * T, sizeof *s.tokens);
+    int ready = s.acts && s.grads && s.tokens;
+    if (ready) {
+        s.first = s.grads + n;
+        s.second = s.first + n;
+        for (size_t i = 0; i < (size_t)B * T; i++) s.tokens[i] = (uint16_t)(i % (size_t)c->n_vocab);
+        double seconds = bench_time(step_run, &s);
+        bench_add(b, name, 3e-9 * forward_flops(&s.model) * B / seconds, "GFLOP/s", peak);
+    }
+    step_free(&s);
+    return ready ? 0 : -1;
+}
+
+enum { BENCH_POSITIONS = 8 }; // of a picture, in its middle
+
+static void positions_run(void *context) {
+    Step *s = context;
+    for (int t = s->t; t < s->t + BENCH_POSITIONS; t++)
+        sampler_step(&s->model, s->sampler, t, s->tokens, s->B);
+}
+
+/* Sampling at the size of igpt-s. One image: limited by reading all weights once a position. */
+static int bench_sampling(Bench *b, const Config *c, double bandwidth, double peak) {
+    Step s = {.t = c->n_px * c->n_px / 2};
+    if (model_init(&s.model, *c)) return -1;
+    model_randomise(&s.model, 1);
+    s.tokens = zalloc(32, sizeof *s.tokens);
+    int ready = s.tokens != NULL;
+    for (int B = 1; B <= 32 && ready; B = B == 1 ? 16 : 2 * B) {
+        char name[48];
+        s.B = B;
+        s.sampler = sampler_new(c, B);
+        ready = s.sampler != NULL;
+        if (!ready) break;
+        double seconds = bench_time(positions_run, &s) / BENCH_POSITIONS;
+        snprintf(name, sizeof name, "igpt-s sampling, %d at a time", B);
+        if (B == 1)
+            bench_add(b, name, (double)s.model.n_params * sizeof(real) / 1e9 / seconds, "GB/s",
+                      bandwidth);
+        else
+            bench_add(b, name, forward_flops(&s.model) / 1e9 / (c->n_px * c->n_px) * B / seconds,
+                      "GFLOP/s", peak);
+        free(s.sampler);
+        s.sampler = NULL;
+    }
+    step_free(&s);
+    return ready ? 0 : -1;
+}
+
+static int bench_palette(Bench *b) {
+    enum { N = 10000000, K = 512 };
+    uint8_t *rgb = zalloc(N, 3);
+    real *palette = zalloc(K, 3 * sizeof *palette);
+    int found = -1;
+    if (rgb && palette) {
+        for (size_t i = 0; i < N; i++) // smooth clouds of colour with noise, as in photographs
+            for (size_t j = 0; j < 3; j++)
+                rgb[3 * i + j] = (uint8_t)(128 + 90 * sin((double)(i * (j + 2)) * 1e-5) +
+                                           (double)(random_bits(1, j, i) % 25));
+        double began = seconds_now();
+        found = palette_build(palette, K, rgb, N, 1, NULL);
+        bench_add(b, "k-means, 10 million pixels", seconds_now() - began, "s", 0);
+    }
+    free(palette);
+    free(rgb);
+    return found == K ? 0 : -1;
+}
+
+static int bench_csv(const Bench *b, const char *path) {
+    FILE *f = file_create(path);
+    if (!f) return -1;
+    fprintf(f, "name,value,unit,share\n");
+    for (int i = 0; i < b->n; i++) {
+        fprintf(f, "\"%s\",%.4g,%s,", b->row[i].name, b->row[i].value, b->row[i].unit);
+        if (b->row[i].peak > 0) fprintf(f, "%.3f", b->row[i].value / b->row[i].peak);
+        fputc('\n', f);
+    }
+    return file_finish(f, path);
+}
+
+static int command_bench(Options *o) {
+    Bench b = {.n = 0};
+    double sums[1024], flops = 2.0 * PEAK_SUMS * VL * PEAK_STEPS * threads_get();
+    Stream stream = {.n = (size_t)1 << 27};
+    stream.x = zalloc(stream.n, sizeof *stream.x);
+    if (!stream.x) return -1;
+    double peak = bench_add(&b, "FMA peak", flops / 1e9 / bench_time(peak_run, sums), "GFLOP/s", 0);
+    double bandwidth = bench_add(&b, "memory read",
+                                 (double)stream.n * sizeof(real) / 1e9 / bench_time(stream_run, &stream),
+                                 "GB/s", 0);
+    free(stream.x);
+    o->preset = "tiny";
+    if (preset_apply(o)) return -1;
+    Config tiny = config_of(o);
+    Config small = {.n_px = 32, .n_vocab = 512, .n_embd = 512, .n_head = 8, .n_layer = 4};
+    int bad = bench_products(&b, "igpt-s", &small, 2, peak) ||
+              bench_products(&b, "tiny", &tiny, o->micro_batch, peak) ||
+              bench_step(&b, "igpt-s width, training step", &small, 2, peak) ||
+              bench_step(&b, "tiny, training step", &tiny, o->micro_batch, peak);
+    small.n_layer = 24;
+    bad = bad || bench_sampling(&b, &small, bandwidth, peak) || bench_palette(&b);
+    return bad || (o->csv && bench_csv(&b, o->csv)) ? -1 : 0;
 }
 
 static const Command commands[] = {
@@ -3815,6 +4164,7 @@ static const Command commands[] = {
     {"sample", "draw new images", SAMPLE, command_sample},
     {"eval", "loss on the test images", EVAL, command_eval},
     {"info", "a model's parameters, FLOPs and memory, before anything is run", INFO, command_info},
+    {"bench", "what this machine reaches, against its own peak", BENCH, command_bench},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
