@@ -3098,49 +3098,80 @@ int lbfgs(Smooth *f, void *context, real *x, size_t n, int most, double toleranc
     return step;
 }
 
-/* Multinomial logistic regression. w holds the weights (C, width), then the biases (C). */
+/* Multinomial logistic regression. Classes are few and pictures many: logits lie as (C, n), so that
+   vectors run over pictures. */
 typedef struct {
     const real *x; // (n, width)
     const uint16_t *labels;
     int n, width, C;
     double l2;
-    real *logits; // (n, C)
-    real *nll, *weight; // (n)
+    real *logits; // (C, n), then their gradient
+    real *nll;    // (n)
 } Logistic;
 
-/* logits (n, C) = 1 b' + x W'; a stride of 0 repeats the one. */
+/* logits (C, n) = W x' + b; w holds W (C, width), then b (C). */
 static void logistic_logits(const Logistic *p, const real *w) {
-    const real one = 1, *bias = w + (size_t)p->C * (size_t)p->width;
-    size_t C = (size_t)p->C, width = (size_t)p->width;
-    matmul(p->n, p->C, 1, &one, 0, 0, bias, C, 1, p->logits, C, 0);
-    matmul(p->n, p->C, p->width, p->x, width, 1, w, 1, width, p->logits, C, 1);
+    size_t n = (size_t)p->n, width = (size_t)p->width;
+    const real *bias = w + (size_t)p->C * width;
+    for (size_t i = 0; i < (size_t)p->C * n; i++) p->logits[i] = bias[i / n];
+    matmul(p->C, p->n, p->width, w, width, 1, p->x, 1, width, p->logits, n, 1);
 }
 
-/* mean nll + l2 / 2 |W|^2;  with P the logits' gradient: dW = P' x + l2 W,  db = P' 1. */
+/* Returns the mean of nll = -log p(label); logits become its gradient, (p - [k = label]) / n. */
+static double logistic_softmax(const Logistic *p) {
+    enum { BLOCK = 64 };
+    size_t n = (size_t)p->n;
+    double total = 0;
+#pragma omp parallel for schedule(static)
+    for (size_t i0 = 0; i0 < n; i0 += BLOCK) {
+        size_t count = n - i0 < BLOCK ? n - i0 : BLOCK;
+        const uint16_t *labels = p->labels + i0;
+        real max[BLOCK], sum[BLOCK] = {0}, *nll = p->nll + i0, *first = p->logits + i0;
+        real *end = first + (size_t)p->C * n;
+        memcpy(max, first, count * sizeof *max);
+        for (real *row = first; row < end; row += n)
+            for (size_t i = 0; i < count; i++) max[i] = row[i] > max[i] ? row[i] : max[i];
+        for (size_t i = 0; i < count; i++) nll[i] = max[i] - first[labels[i] * n + i];
+        for (real *row = first; row < end; row += n)
+            for (size_t i = 0; i < count; i++) {
+                row[i] = real_exp(row[i] - max[i]);
+                sum[i] += row[i];
+            }
+        for (size_t i = 0; i < count; i++) {
+            nll[i] += (real)log(sum[i]);
+            sum[i] = 1 / (sum[i] * (real)n);
+        }
+        for (real *row = first; row < end; row += n)
+            for (size_t i = 0; i < count; i++) row[i] *= sum[i];
+        for (size_t i = 0; i < count; i++) first[labels[i] * n + i] -= 1 / (real)n;
+    }
+    for (size_t i = 0; i < n; i++) total += p->nll[i];
+    return total / (double)n;
+}
+
+/* The mean nll + l2 / 2 |W|^2.  With P (C, n) the logits' gradient: dW = P x + l2 W, db = P 1. */
 static double logistic_loss(void *context, const real *w, real *gradient) {
     const Logistic *p = context;
-    const real one = 1;
-    size_t C = (size_t)p->C, width = (size_t)p->width;
-    double sum = 0;
+    size_t n = (size_t)p->n, width = (size_t)p->width, size = (size_t)p->C * width;
     logistic_logits(p, w);
-    softmax_loss_forward(p->logits, p->nll, p->labels, p->n, p->C);
-    for (int i = 0; i < p->n; i++) sum += p->nll[i];
-    softmax_loss_backward(p->logits, p->labels, p->weight, p->n, p->C);
-    matmul(p->C, p->width, p->n, p->logits, 1, C, p->x, width, 1, gradient, width, 0);
-    matmul(1, p->C, p->n, &one, 0, 0, p->logits, C, 1, gradient + C * width, C, 0);
-    add_scaled(gradient, p->l2, w, C * width);
-    return sum / p->n + p->l2 / 2 * dot(w, w, C * width);
+    double loss = logistic_softmax(p);
+    matmul(p->C, p->width, p->n, p->logits, n, 1, p->x, width, 1, gradient, width, 0);
+    add_scaled(gradient, p->l2, w, size);
+    for (int k = 0; k < p->C; k++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) sum += p->logits[(size_t)k * n + i];
+        gradient[size + (size_t)k] = (real)sum;
+    }
+    return loss + p->l2 / 2 * dot(w, w, size);
 }
 
 int logistic_fit(real *w, const real *x, const uint16_t *labels, int n, int width, int C, double l2,
                  double tolerance) {
     enum { MOST_STEPS = 1000 };
     Logistic p = {.x = x, .labels = labels, .n = n, .width = width, .C = C, .l2 = l2};
-    p.logits = zalloc((size_t)n, ((size_t)C + 2) * sizeof *p.logits);
+    p.logits = zalloc((size_t)n, ((size_t)C + 1) * sizeof *p.logits);
     if (!p.logits) return -1;
     p.nll = p.logits + (size_t)n * (size_t)C;
-    p.weight = p.nll + n;
-    for (int i = 0; i < n; i++) p.weight[i] = 1 / (real)n;
     int steps = lbfgs(logistic_loss, &p, w, ((size_t)width + 1) * (size_t)C, MOST_STEPS, tolerance);
     free(p.logits);
     return steps;
@@ -3153,11 +3184,10 @@ double logistic_accuracy(const real *w, const real *x, const uint16_t *labels, i
     if (!p.logits) return -1;
     int correct = 0;
     logistic_logits(&p, w);
-    for (int i = 0; i < n; i++) {
-        const real *row = p.logits + (size_t)i * (size_t)C;
-        int best = 0;
-        for (int k = 1; k < C; k++)
-            if (row[k] > row[best]) best = k;
+    for (size_t i = 0; i < (size_t)n; i++) {
+        size_t best = 0;
+        for (size_t k = 1; k < (size_t)C; k++)
+            if (p.logits[k * (size_t)n + i] > p.logits[best * (size_t)n + i]) best = k;
         correct += best == labels[i];
     }
     free(p.logits);
@@ -3219,7 +3249,7 @@ static void standardise(const Part *parts, int width) {
 
 /* Fit with each L2 strength, from the strongest on, each from the last one's weights. */
 static int probe_grid(Probe *probe, const Part *parts, int width, int C) {
-    static const double grid[] = {10, 1, 0.1, 0.01, 0.001, 0.0001};
+    static const double grid[] = {10, 1, 0.1, 0.01, 1e-3, 1e-4, 1e-5};
     const Part *train = &parts[PART_TRAIN];
     real *w = zalloc((size_t)C, ((size_t)width + 1) * sizeof *w);
     int bad = !w;

@@ -434,7 +434,7 @@ typedef struct {
 } Probe;
 
 /* A linear probe on n rows of features x, `row` apart, each `width` wide, with labels (n) and part
-   (n). Features are standardised on the training part; L2 is one of 10, 1, ..., 0.0001; fits end
+   (n). Features are standardised on the training part; L2 is one of 10, 1, ..., 1e-5; fits end
    at a gradient of 1e-4. Fails without memory or where a part is empty. */
 int probe_fit(Probe *probe, const real *x, size_t row, int width, const int *labels,
               const uint8_t *part, int n, int n_class);
