@@ -3122,7 +3122,7 @@ static double logistic_softmax(const Logistic *p) {
     enum { BLOCK = 64 };
     size_t n = (size_t)p->n;
     double total = 0;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if ((double)p->C * p->n > 1e5)
     for (size_t i0 = 0; i0 < n; i0 += BLOCK) {
         size_t count = n - i0 < BLOCK ? n - i0 : BLOCK;
         const uint16_t *labels = p->labels + i0;
