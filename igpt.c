@@ -3078,8 +3078,8 @@ int lbfgs(Smooth *f, void *context, real *x, size_t n, int most, double toleranc
             memcpy(next_x, x, n * sizeof *x);
             add_scaled(next_x, length, d, n);
             next = f(context, next_x, next_g);
-            if (!(next <= value + 1e-4 * length * slope)) high = length; // falls too little: too far
-            else if (dot(d, next_g, n) < 0.9 * slope) low = length;      // still steep: too near
+            if (!(next <= value + 1e-4 * length * slope)) high = length; // falls too little
+            else if (dot(d, next_g, n) < 0.9 * slope) low = length;      // still steep
             else break;
             length = isinf(high) ? 2 * low : (low + high) / 2;
         }
@@ -3204,9 +3204,9 @@ typedef struct {
 /* Copy out the rows that are of one part. */
 static int part_gather(Part *p, int which, const real *x, size_t row, int width, const int *labels,
                        const uint8_t *part, int n) {
+    static const char *const purposes[] = {"train on", "validate on", "test on"};
     for (int i = 0; i < n; i++) p->n += part[i] == which;
-    if (!p->n) return fail("there are no labelled pictures to %s", which == PART_TRAIN ? "train on" :
-                           which == PART_VALIDATION ? "validate on" : "test on");
+    if (!p->n) return fail("there are no labelled pictures to %s", purposes[which]);
     p->x = zalloc((size_t)p->n, (size_t)width * sizeof *p->x);
     p->labels = zalloc((size_t)p->n, sizeof *p->labels);
     if (!p->x || !p->labels) return -1;
@@ -3225,25 +3225,27 @@ static void standardise(const Part *parts, int width) {
     const Part *train = &parts[PART_TRAIN];
 #pragma omp parallel for schedule(static)
     for (int j0 = 0; j0 < width; j0 += COLUMNS) {
-        double mean[COLUMNS] = {0}, square[COLUMNS] = {0};
+        double mean[COLUMNS] = {0}, variance[COLUMNS] = {0}, scale[COLUMNS];
         int columns = width - j0 < COLUMNS ? width - j0 : COLUMNS;
-        for (int i = 0; i < train->n; i++)
-            for (int j = 0; j < columns; j++)
-                mean[j] += (double)train->x[(size_t)i * (size_t)width + (size_t)(j0 + j)] / train->n;
-        for (int i = 0; i < train->n; i++)
-            for (int j = 0; j < columns; j++) {
-                double v = (double)train->x[(size_t)i * (size_t)width + (size_t)(j0 + j)] - mean[j];
-                square[j] += v * v / train->n;
-            }
-        for (int j = 0; j < columns; j++) { // below 1e-6 of the mean is rounding
-            double deviation = sqrt(square[j]);
-            double scale = deviation > 1e-6 * fabs(mean[j]) ? 1 / deviation : 0;
-            for (const Part *p = parts; p < parts + 3; p++)
-                for (int i = 0; i < p->n; i++) {
-                    real *v = &p->x[(size_t)i * (size_t)width + (size_t)(j0 + j)];
-                    *v = (real)(((double)*v - mean[j]) * scale);
-                }
+        for (int i = 0; i < train->n; i++) {
+            const real *v = train->x + (size_t)i * (size_t)width + j0;
+            for (int j = 0; j < columns; j++) mean[j] += (double)v[j] / train->n;
         }
+        for (int i = 0; i < train->n; i++) {
+            const real *v = train->x + (size_t)i * (size_t)width + j0;
+            for (int j = 0; j < columns; j++)
+                variance[j] += ((double)v[j] - mean[j]) * ((double)v[j] - mean[j]) / train->n;
+        }
+        for (int j = 0; j < columns; j++) { // a deviation below 1e-6 of the mean is rounding
+            double deviation = sqrt(variance[j]);
+            scale[j] = deviation > 1e-6 * fabs(mean[j]) ? 1 / deviation : 0;
+        }
+        for (const Part *p = parts; p < parts + 3; p++)
+            for (int i = 0; i < p->n; i++) {
+                real *v = p->x + (size_t)i * (size_t)width + j0;
+                for (int j = 0; j < columns; j++)
+                    v[j] = (real)(((double)v[j] - mean[j]) * scale[j]);
+            }
     }
 }
 
@@ -3486,8 +3488,8 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
                 fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%d\" fill=\"%s\"/>\n",
                         chart_x(&ax, line->x[i]), chart_y(&ay, line->y[i]), line->dots,
                         line->colour);
-        fprintf(f, "<path d=\"M%d %dh24\" stroke-width=\"3\" stroke=\"%s\"/>\n", CHART_W - RIGHT + 16,
-                TOP + 14 + 20 * s, line->colour);
+        fprintf(f, "<path d=\"M%d %dh24\" stroke-width=\"3\" stroke=\"%s\"/>\n",
+                CHART_W - RIGHT + 16, TOP + 14 + 20 * s, line->colour);
         svg_text(f, CHART_W - RIGHT + 48, TOP + 18 + 20 * s, "", line->name);
     }
     fputs("</svg>\n", f);
@@ -4275,7 +4277,8 @@ static int probe_open(ProbeRun *p) {
     memcpy(p->labels + train->n, test->labels, (size_t)test->n * sizeof *p->labels);
     for (int draw = 0; draw < p->draws; draw++) {
         uint8_t *part = p->part + (size_t)draw * (size_t)p->n;
-        if (images_split(train, p->data.n_class, o->labels_per_class, (uint64_t)o->seed, draw, part))
+        if (images_split(train, p->data.n_class, o->labels_per_class, (uint64_t)o->seed, draw,
+                         part))
             return fail("%s: %s", o->data, error_text());
         memset(part + train->n, PART_TEST, (size_t)test->n);
     }
@@ -4389,7 +4392,8 @@ static int probe_layers(ProbeRun *p) {
 
 /* --concat: neighbouring layers, as far as there are any on both sides of the best one. */
 static int probe_joined(ProbeRun *p, int best) {
-    int layers = p->model.config.n_layer + 1, joined = p->o->concat, first = best - (joined - 1) / 2;
+    int layers = p->model.config.n_layer + 1, joined = p->o->concat;
+    int first = best - (joined - 1) / 2;
     ProbeRow *row = &p->rows[p->n_rows++];
     if (first + joined > layers) first = layers - joined;
     if (first < 0) first = 0;
@@ -4459,19 +4463,20 @@ static int probe_chart(const ProbeRun *p, int best, const char *path) {
 static void probe_print(const ProbeRun *p, int best) {
     static const char *const parts[] = {"train", "validation", "test"};
     printf("%-8s %8s", "features", "l2");
-    for (int k = PART_TRAIN; k <= PART_TEST; k++) printf(p->draws > 1 ? " %17s" : " %10s", parts[k]);
+    for (int k = PART_TRAIN; k <= PART_TEST; k++) printf(" %*s", p->draws > 1 ? 17 : 10, parts[k]);
     putchar('\n');
     for (const ProbeRow *row = p->rows; row < p->rows + p->n_rows; row++) {
         printf("%-8s %8.3g", row->name, row->l2);
         for (int k = PART_TRAIN; k <= PART_TEST; k++) {
             printf(" %10.2f", row->mean[k]);
-            if (p->draws > 1) printf(" +- %3.2f", row->deviation[k]);
+            if (p->draws > 1) printf(" +- %-3.2f", row->deviation[k]);
         }
         putchar('\n');
     }
     printf("best_layer %d\nvalidation_accuracy %.2f\ntest_accuracy %.2f\n", best,
            p->rows[best].mean[PART_VALIDATION], p->rows[best].mean[PART_TEST]);
-    if (p->o->concat > 1) printf("joined_test_accuracy %.2f\n", p->rows[p->n_rows - 1].mean[PART_TEST]);
+    if (p->o->concat > 1)
+        printf("joined_test_accuracy %.2f\n", p->rows[p->n_rows - 1].mean[PART_TEST]);
     printf("pixels_test_accuracy %.2f\nmajority_accuracy %.2f\nchance_accuracy %.2f\n",
            p->rows[p->model.config.n_layer + 1].mean[PART_TEST], majority_accuracy(&p->data),
            100.0 / p->data.n_class);

@@ -386,15 +386,15 @@ void sample_images(const Model *model, Sampler *sampler, uint16_t *tokens, int n
 
 /* ---- 11 probe ------------------------------------------------------------------------------- */
 
-/* Features of a picture: the mean of n^l over positions (d), or all positions' side by side (T d). */
+/* Features of a picture: the mean of n^l over positions (d), or all of them side by side (T d). */
 enum { POOL_MEAN, POOL_NONE };
 size_t feature_width(const Config *config, int pool);
 
 /* Adds scale times the features of layers first .. first + count - 1 (of 0 .. L) to out
-   (B, count, width): n^l = rms(h^l; ln_1 of block l), n^L the network's output (paper, section 2.4).
-   tokens and mask as in model_forward; blocks above the last layer asked for do not run. A BERT
-   model's class logits averaged over masks are those of its features averaged over masks, since
-   logits are linear in them: hence the scale. */
+   (B, count, width): n^l = rms(h^l; ln_1 of block l), n^L the network's output (paper, 2.4). tokens
+   and mask as in model_forward; blocks above the last layer asked for do not run. Class logits are
+   linear in features: averaging a BERT model's features over masks averages its logits, hence the
+   scale. */
 void model_features(const Model *model, Activations *acts, const uint16_t *tokens,
                     const uint8_t *mask, int B, int pool, int first, int count, double scale,
                     real *out);

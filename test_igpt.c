@@ -2294,7 +2294,7 @@ static void test_features_agree(void) {
         threads_set(threads_were == 1 ? 3 : 1);
         Activations *other = activations_new(&f.model.config, B, KEEP_NOTHING);
         model_features(&f.model, other, f.tokens, mask, B, POOL_MEAN, 0, LAYERS, 1, threads);
-        CHECK(!memcmp(all, threads, B * LAYERS * D * sizeof *all), "the number of threads changes bits");
+        CHECK(!memcmp(all, threads, B * LAYERS * D * sizeof *all), "threads change bits");
         threads_set(threads_were);
         for (int half = 0; half < 2; half++)
             model_features(&f.model, f.acts, f.tokens, mask, B, POOL_MEAN, 1, 2, 0.5, some);
@@ -2306,7 +2306,7 @@ static void test_features_agree(void) {
         CHECK(most_apart(mean, all, B * LAYERS * D) < tolerance, "the mean of positions differs");
         const real *output = model_forward(&f.model, f.acts, f.tokens, mask, B);
         for (int b = 0; b < B; b++)
-            CHECK(!memcmp(output + b * T * D, long_ + (b * LAYERS + 2) * T * D, T * D * sizeof *output),
+            CHECK(most_apart(output + b * T * D, long_ + (b * LAYERS + 2) * T * D, T * D) == 0,
                   "the last layer is not the output, image %d", b);
         real *lists[] = {all, some, long_, mean, threads};
         for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) free(lists[i]);
@@ -2315,7 +2315,7 @@ static void test_features_agree(void) {
     }
 }
 
-/* 1/2 (x - c)' A (x - c) with A = R'R / n + 0.01 I, and sum cosh(x - c): both have their least at c. */
+/* 1/2 (x - c)' A (x - c) with A = R'R / n + 0.01 I, and sum cosh(x - c): both are least at c. */
 enum { DIM = 30 };
 
 typedef struct {
@@ -2364,7 +2364,7 @@ static void test_lbfgs(void) {
     CHECK(steps > 0 && steps < 400 && most_apart(x, bowl.optimum, DIM) < near,
           "quadratic: off by %g after %d steps", most_apart(x, bowl.optimum, DIM), steps);
     CHECK(bowl.calls < 2 * steps + 10, "%d evaluations for %d steps", bowl.calls, steps);
-    CHECK(lbfgs(quadratic, &bowl, bowl.optimum, DIM, 1000, goal) == 0, "moves away from the optimum");
+    CHECK(lbfgs(quadratic, &bowl, bowl.optimum, DIM, 1000, goal) == 0, "leaves the optimum");
     fill(x, DIM, 3, 1);
     CHECK(lbfgs(quadratic, &bowl, x, DIM, 3, goal) == 3, "does not end after three steps");
     for (int i = 0; i < DIM; i++) x[i] = bowl.optimum[i] + (real)(i % 2 ? 20 : -15);
@@ -2381,7 +2381,7 @@ static void test_logistic_optimum(void) {
     double v[SIZE + C] = {0};
     uint16_t labels[N];
     for (int i = 0; i < N; i++)
-        labels[i] = (uint16_t)((x[i * WIDTH] > 0 ? 2 : 0) + (int)(random_bits(1, 2, (uint64_t)i) % 2));
+        labels[i] = (uint16_t)((x[i * WIDTH] > 0 ? 2 : 0) + (random_bits(1, 2, (uint64_t)i) & 1));
     CHECK(logistic_fit(w, x, labels, N, WIDTH, C, l2, tolerance) > 0, "%s", error_text());
     for (int step = 0; step < STEPS; step++) {
         double g[SIZE + C] = {0};
@@ -2415,8 +2415,8 @@ static void test_logistic_optimum(void) {
         }
         correct += best == labels[i];
     }
-    CHECK(logistic_accuracy(w, x, labels, N, WIDTH, C) == (double)correct / N, "accuracy %g, not %d/%d",
-          logistic_accuracy(w, x, labels, N, WIDTH, C), correct, N);
+    double accuracy = logistic_accuracy(w, x, labels, N, WIDTH, C);
+    CHECK(accuracy == (double)correct / N, "accuracy %g, not %d / %d", accuracy, correct, N);
     free(x);
 }
 
@@ -2502,7 +2502,8 @@ static void test_npy(void) {
     array = (Stored){.dtype = "I64", .n_dim = 1, .shape = {2}, .data = values};
     CHECK(!npy_write(scratch_path("b.npy"), &array), "%s", error_text());
     bytes = read_bytes(scratch_path("b.npy"), &n);
-    CHECK(strstr((char *)bytes + 10, "'<i8'") && strstr((char *)bytes + 10, "(2,)"), "%.80s", bytes + 10);
+    CHECK(strstr((char *)bytes + 10, "'<i8'") && strstr((char *)bytes + 10, "(2,)"), "%.80s",
+          bytes + 10);
     CHECK(bytes[n - 16] == 1 && bytes[n - 8] == 0xfe && bytes[n - 1] == 0xff, "integers are wrong");
     free(bytes);
     array.dtype = "BF16";
@@ -2733,21 +2734,23 @@ static int count_lines(const char *path) {
 /* The probe by the program, of small random networks of both kinds. */
 static void test_command_probe(void) {
     for (int kind = OBJECTIVE_AR; kind <= OBJECTIVE_BERT; kind++) {
-        Config c = {.n_px = 4, .n_vocab = 6, .n_embd = 8, .n_head = 2, .n_layer = 2, .objective = kind};
+        Config c = {.n_px = 4, .n_vocab = 6, .n_embd = 8, .n_head = 2, .n_layer = 2,
+                    .objective = kind};
         Model m;
         size_t n;
         CHECK(!model_init(&m, c), "%s", error_text());
         model_randomise(&m, 1);
         fill(m.palette, 18, 3, 0.5);
         CHECK(!model_save(&m, scratch_path("net"), "F32"), "%s", error_text());
-        CHECK(run_igpt("probe --model %s/net --out %s/probed --labels-per-class 4 --concat 2 "
-                       "--features %s/f.npy --masks 2 --threads 1 --quiet", scratch, scratch, scratch) == 0 &&
+        CHECK(run_igpt("probe --model %s/net --out %s/probed --labels-per-class 4 --concat 2 --quiet "
+                       "--threads 1 --features %s/f.npy --masks 2", scratch, scratch, scratch) == 0 &&
               strstr(output, "\nbest_layer ") && strstr(output, "\njoined_test_accuracy "), "%s",
               output);
-        CHECK(count_lines(scratch_path("probed/probe.csv")) == 1 + 3 + 1 + 1, "probe.csv has %d lines",
-              count_lines(scratch_path("probed/probe.csv")));
+        int lines = count_lines(scratch_path("probed/probe.csv"));
+        CHECK(lines == 1 + 3 + 1 + 1, "probe.csv has %d lines", lines);
         char *npy = (char *)read_bytes(scratch_path("f.npy"), &n);
-        CHECK(npy && n == 128 + 2588 * 3 * 8 * 4 && strstr(npy + 10, "(2588,3,8,)"), "%zu bytes", n);
+        CHECK(npy && n == 128 + 2588 * 3 * 8 * 4 && strstr(npy + 10, "(2588,3,8,)"), "%zu bytes",
+              n);
         free(npy);
         char *svg = (char *)read_bytes(scratch_path("probed/probe.svg"), &n);
         CHECK(svg && strstr(svg, "chance") && strstr(svg, "best: layer") && strstr(svg, "</svg>"),
