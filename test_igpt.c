@@ -2364,6 +2364,8 @@ static void test_lbfgs(void) {
     CHECK(steps > 0 && steps < 400 && most_apart(x, bowl.optimum, DIM) < near,
           "quadratic: off by %g after %d steps", most_apart(x, bowl.optimum, DIM), steps);
     CHECK(bowl.calls < 2 * steps + 10, "%d evaluations for %d steps", bowl.calls, steps);
+    fill(x, DIM, 3, 1);
+    CHECK(lbfgs(quadratic, &bowl, x, DIM, 1000, 0.1) < steps / 2, "does not end at the tolerance");
     CHECK(lbfgs(quadratic, &bowl, bowl.optimum, DIM, 1000, goal) == 0, "leaves the optimum");
     fill(x, DIM, 3, 1);
     CHECK(lbfgs(quadratic, &bowl, x, DIM, 3, goal) == 3, "does not end after three steps");
@@ -2436,9 +2438,10 @@ static void test_probe(void) {
     CHECK(!probe_fit(&probe, x + 1, ROW, WIDTH, labels, part, N, C), "%s", error_text());
     CHECK(fabs(probe.accuracy[PART_TEST] - 1.0 / C) < 0.07, "random labels: test accuracy %g",
           probe.accuracy[PART_TEST]);
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < N; i++) { // features small beside their mean, one constant in training
         x[i * ROW + 1 + labels[i]] += 12;
-        x[i * ROW + WIDTH] = 1000; // a constant column does no harm
+        for (int j = 1; j < WIDTH; j++) x[i * ROW + j] = 50 + x[i * ROW + j] / 100;
+        x[i * ROW + WIDTH] = part[i] == PART_TRAIN ? 1000 : 1000 + i;
     }
     CHECK(!probe_fit(&probe, x + 1, ROW, WIDTH, labels, part, N, C), "%s", error_text());
     for (int k = PART_TRAIN; k <= PART_TEST; k++)
@@ -2742,9 +2745,10 @@ static void test_command_probe(void) {
         model_randomise(&m, 1);
         fill(m.palette, 18, 3, 0.5);
         CHECK(!model_save(&m, scratch_path("net"), "F32"), "%s", error_text());
-        CHECK(run_igpt("probe --model %s/net --out %s/probed --labels-per-class 4 --concat 2 --quiet "
-                       "--threads 1 --features %s/f.npy --masks 2", scratch, scratch, scratch) == 0 &&
-              strstr(output, "\nbest_layer ") && strstr(output, "\njoined_test_accuracy "), "%s",
+        CHECK(run_igpt("probe --model %s/net --out %s/probed --labels-per-class 4 --concat 2 "
+                       "--quiet --threads 1 --features %s/f.npy --masks 2",
+                       scratch, scratch, scratch) == 0, "%s", output);
+        CHECK(strstr(output, "\nbest_layer ") && strstr(output, "\njoined_test_accuracy "), "%s",
               output);
         int lines = count_lines(scratch_path("probed/probe.csv"));
         CHECK(lines == 1 + 3 + 1 + 1, "probe.csv has %d lines", lines);
