@@ -244,7 +244,7 @@ void random_shuffle(int *order, int n, uint64_t seed, uint64_t stream) {
 
 /* What a stream is for, in its upper half; the lower half numbers the epoch, tensor or image. */
 enum { FOR_INIT = 1, FOR_ORDER, FOR_FLIP, FOR_CROP, FOR_MASK, FOR_SAMPLE, FOR_PALETTE, FOR_SPLIT,
-       FOR_DRAW };
+       FOR_LABELS };
 
 static uint64_t stream_of(int purpose, uint64_t index) {
     return (uint64_t)purpose << 56 | index;
@@ -2992,8 +2992,7 @@ void model_features(const Model *m, Activations *s, const uint16_t *tokens, cons
     }
 }
 
-/* Which labels serve for what. */
-int images_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
+int labels_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
                  uint8_t *part) {
     int *order = zalloc((size_t)set->n, sizeof *order), bad = !order;
     memset(part, PART_NONE, (size_t)set->n);
@@ -3001,19 +3000,18 @@ int images_split(const Images *set, int n_class, int per_class, uint64_t seed, i
         int n = 0;
         for (int i = 0; i < set->n; i++)
             if (set->labels[i] == k) order[n++] = i;
-        random_shuffle(order, n, 0, stream_of(FOR_DRAW, (uint64_t)k));
-        int held = n > 1 && n < 10 ? 1 : n / 10, left = n - held, *rest = order + held;
-        if (left < per_class)
+        random_shuffle(order, n, 0, stream_of(FOR_SPLIT, (uint64_t)k + 1));
+        int held = n > 1 && n < 10 ? 1 : (10 * n + 50) / 100, left = n - held;
+        if (left < per_class) {
             bad = fail("class %d has %d labels besides those for validation, not %d", k, left,
                        per_class);
-        if (bad) break;
-        if (per_class) {
-            uint64_t number = ((uint64_t)draw + 1) << 16 | (uint64_t)k;
-            random_shuffle(rest, left, seed, stream_of(FOR_DRAW, number));
+        } else if (per_class) {
+            random_shuffle(order + held, left, seed,
+                           stream_of(FOR_LABELS, (uint64_t)draw << 16 | (uint64_t)k));
             left = per_class;
         }
-        for (int i = 0; i < held; i++) part[order[i]] = PART_VALIDATION;
-        for (int i = 0; i < left; i++) part[rest[i]] = PART_TRAIN;
+        for (int i = 0; i < held + left; i++)
+            part[order[i]] = i < held ? PART_VALIDATION : PART_TRAIN;
     }
     free(order);
     return bad ? -1 : 0;
@@ -3517,7 +3515,7 @@ typedef struct {
 } Options;
 
 enum { TEXT, WHOLE, NUMBER, FLAG };
-enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, PROBE = 16, ALL = 31 };
+enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, PROBE = 128, ALL = 0xff };
 
 typedef struct {
     const char *name;
@@ -4277,7 +4275,7 @@ static int probe_open(ProbeRun *p) {
     memcpy(p->labels + train->n, test->labels, (size_t)test->n * sizeof *p->labels);
     for (int draw = 0; draw < p->draws; draw++) {
         uint8_t *part = p->part + (size_t)draw * (size_t)p->n;
-        if (images_split(train, p->data.n_class, o->labels_per_class, (uint64_t)o->seed, draw,
+        if (labels_split(train, p->data.n_class, o->labels_per_class, (uint64_t)o->seed, draw,
                          part))
             return fail("%s: %s", o->data, error_text());
         memset(part + train->n, PART_TEST, (size_t)test->n);

@@ -404,7 +404,7 @@ void model_features(const Model *model, Activations *acts, const uint16_t *token
    per_class 0: all others train. Else per_class of each class train, draw number `draw` of `seed`
    (the low-data setting), and the others serve for nothing. Fails where a class has too few. */
 enum { PART_TRAIN, PART_VALIDATION, PART_TEST, PART_NONE };
-int images_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
+int labels_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
                  uint8_t *part);
 
 /* A smooth function of x (n): returns its value, writes its gradient (n). */

@@ -2459,9 +2459,9 @@ static void test_label_splits(void) {
     uint8_t whole[N], part[DRAWS][N];
     for (int i = 0; i < N; i++) labels[i] = i % 8 == 0 ? -1 : i % C;
     const Images set = {.n = N, .labels = labels};
-    CHECK(!images_split(&set, C, 0, 1, 0, whole), "%s", error_text());
+    CHECK(!labels_split(&set, C, 0, 1, 0, whole), "%s", error_text());
     for (int draw = 0; draw < DRAWS; draw++)
-        CHECK(!images_split(&set, C, EACH, 1, draw, part[draw]), "%s", error_text());
+        CHECK(!labels_split(&set, C, EACH, 1, draw, part[draw]), "%s", error_text());
     for (int k = 0; k < C; k++) {
         int all = 0, held = 0, used = 0, drawn[DRAWS] = {0};
         for (int i = 0; i < N; i++) {
@@ -2471,7 +2471,8 @@ static void test_label_splits(void) {
             used += whole[i] == PART_TRAIN;
             for (int draw = 0; draw < DRAWS; draw++) drawn[draw] += part[draw][i] == PART_TRAIN;
         }
-        CHECK(held == all / 10 && used == all - held, "class %d: %d of %d held", k, held, all);
+        CHECK(held == (10 * all + 50) / 100 && used == all - held, "class %d: %d of %d held", k,
+              held, all);
         for (int draw = 0; draw < DRAWS; draw++)
             CHECK(drawn[draw] == EACH, "class %d, draw %d: %d labels", k, draw, drawn[draw]);
     }
@@ -2483,7 +2484,7 @@ static void test_label_splits(void) {
         alike += part[0][i] == PART_TRAIN && part[1][i] == PART_TRAIN;
     }
     CHECK(alike < C * EACH / 2, "two draws share %d of %d labels", alike, C * EACH);
-    CHECK(images_split(&set, C, N / C, 1, 0, whole) == -1 && strstr(error_text(), "class 0"), "%s",
+    CHECK(labels_split(&set, C, N / C, 1, 0, whole) == -1 && strstr(error_text(), "class 0"), "%s",
           error_text());
 }
 
