@@ -13,8 +13,9 @@
       8 images        readers, resizing, augmentation
       9 checkpoints   JSON, safetensors, the model directory
      10 sampling      key-value cache, new images, completions
+     11 probe         features of every layer, logistic regression by L-BFGS
      12 pictures      PNG, charts, the terminal
-     13 commands      train, sample, eval, palette, info
+     13 commands      train, probe, sample, eval, palette, info
 
    igpt.h documents what each public function computes. Notation in comments: B images, T positions,
    K colours, d = n_embd, H heads, L layers, C classes; (B, T, d) is row-major. */
@@ -255,7 +256,8 @@ void random_shuffle(int *order, int n, uint64_t seed, uint64_t stream) {
 }
 
 /* What a stream is for, in its upper half; the lower half numbers the epoch, tensor or image. */
-enum { FOR_INIT = 1, FOR_ORDER, FOR_FLIP, FOR_CROP, FOR_MASK, FOR_SAMPLE, FOR_PALETTE, FOR_SPLIT };
+enum { FOR_INIT = 1, FOR_ORDER, FOR_FLIP, FOR_CROP, FOR_MASK, FOR_SAMPLE, FOR_PALETTE, FOR_SPLIT,
+       FOR_LABELS };
 
 static uint64_t stream_of(int purpose, uint64_t index) {
     return (uint64_t)purpose << 56 | index;
@@ -1135,16 +1137,26 @@ static void block_backward(const Model *m, const Activations *s, int l, int B, r
     rms_backward(s->dh, at(m, grads, LN_1, l), s->partial, s->dn, s->h, ln_1, s->inv_1, rows, d);
 }
 
+/* h^0 of B images. */
+static void model_embed(const Model *m, const Activations *s, const uint16_t *tokens,
+                        const uint8_t *mask, int B) {
+    const Config *c = &m->config;
+    embed_forward(s->h, tokens, mask, at(m, m->params, WTE, 0), at(m, m->params, WPE, 0), B,
+                  c->n_px * c->n_px, c->n_embd, c->n_vocab);
+}
+
+/* From h^l to h^(l+1). */
+static void model_layer(const Model *m, const Activations *s, int l, int B) {
+    Activations view = layer_slot(s, &m->config, l, B);
+    block_forward(m, &view, l, B, layer_slot(s, &m->config, l + 1, B).h);
+}
+
 const real *model_forward(const Model *m, Activations *s, const uint16_t *tokens,
                           const uint8_t *mask, int B) {
     const Config *c = &m->config;
     int T = c->n_px * c->n_px, d = c->n_embd, L = c->n_layer;
-    embed_forward(s->h, tokens, mask, at(m, m->params, WTE, 0), at(m, m->params, WPE, 0), B, T, d,
-                  c->n_vocab);
-    for (int l = 0; l < L; l++) {
-        Activations view = layer_slot(s, c, l, B);
-        block_forward(m, &view, l, B, layer_slot(s, c, l + 1, B).h);
-    }
+    model_embed(m, s, tokens, mask, B);
+    for (int l = 0; l < L; l++) model_layer(m, s, l, B);
     rms_forward(s->n, s->inv_f, layer_slot(s, c, L, B).h, at(m, m->params, LN_F, 0), B * T, d);
     return s->n;
 }
@@ -1179,6 +1191,15 @@ static void model_backward(const Model *m, Activations *s, const uint16_t *token
    from the others; section 2.2: L_CLF predicts the class from the mean of n^L over positions. All
    three are cross entropies on top of one forward pass, and their gradients meet in n^L. */
 
+void bert_mask(uint8_t *mask, int T, double probability, uint64_t seed, uint64_t index) {
+    int masked = 0;
+    for (uint64_t counter = 0; !masked;)
+        for (int t = 0; t < T; t++, counter++) {
+            mask[t] = random_uniform(seed, stream_of(FOR_MASK, index), counter) < probability;
+            masked += mask[t];
+        }
+}
+
 /* L_GEN: the sum over images of the mean nll of their positions (for BERT: of the masked ones).
    With grads: writes s->dn, adds to lm_head's gradient. */
 static double generative_loss(const Model *m, Activations *s, const Batch *batch, double scale,
@@ -1210,19 +1231,26 @@ static double generative_loss(const Model *m, Activations *s, const Batch *batch
     return loss;
 }
 
+/* Features of B images out of n (B, T, d), added times scale to out, whose rows lie out_row apart:
+   the mean over positions (d), or those of all positions side by side (T, d). */
+static void pool_add(real *out, size_t out_row, const real *n, int B, int T, int d, int pool,
+                     double scale) {
+    size_t step = pool == POOL_NONE ? (size_t)d : 0;
+    real weight = (real)(pool == POOL_NONE ? scale : scale / T);
+#pragma omp parallel for schedule(static)
+    for (int b = 0; b < B; b++)
+        for (int t = 0; t < T; t++) {
+            const real *in = n + ((size_t)b * (size_t)T + (size_t)t) * (size_t)d;
+            real *o = out + (size_t)b * out_row + (size_t)t * step;
+            for (int i = 0; i < d; i++) o[i] += weight * in[i];
+        }
+}
+
 /* Class logits (B, C) = features (B, d) score', features = mean over positions of n^L. */
 static void classify(const Model *m, Activations *s, int B) {
     int T = m->config.n_px * m->config.n_px, d = m->config.n_embd;
-#pragma omp parallel for schedule(static)
-    for (int b = 0; b < B; b++) {
-        real *f = s->features + (size_t)b * (size_t)d;
-        memset(f, 0, (size_t)d * sizeof *f);
-        for (int t = 0; t < T; t++) {
-            const real *n = s->n + ((size_t)b * (size_t)T + (size_t)t) * (size_t)d;
-            for (int i = 0; i < d; i++) f[i] += n[i];
-        }
-        for (int i = 0; i < d; i++) f[i] /= (real)T;
-    }
+    memset(s->features, 0, (size_t)B * (size_t)d * sizeof *s->features);
+    pool_add(s->features, (size_t)d, s->n, B, T, d, POOL_MEAN, 1);
     linear_backward_input(s->classes, s->features, at(m, m->params, SCORE, 0), B, m->config.n_class,
                           d); // f score': score is stored (out, in)
 }
@@ -2569,6 +2597,7 @@ static uint64_t encode(int dtype, real x) {
     uint32_t narrow_bits;
     memcpy(&wide_bits, &wide, sizeof wide);
     memcpy(&narrow_bits, &narrow, sizeof narrow);
+    if (dtype == I64) return (uint64_t)(int64_t)x;
     return dtype == F64 ? wide_bits : dtype == F32 ? narrow_bits : (uint64_t)half_bits(x);
 }
 
@@ -2996,6 +3025,348 @@ void sample_images(const Model *m, Sampler *s, uint16_t *tokens, int n, int give
     }
 }
 
+/* ==== 11 probe ==================================================================================
+   How good are the features that pre-training left (paper, section 2.4)? The network is frozen; a
+   logistic regression on the features of one layer shows how much of the classes a plane can read
+   off them. The idea to take away: one pass over the data collects all layers, side by side in a
+   picture's row, so that a layer, or several neighbours joined, is a range of columns. */
+
+size_t feature_width(const Config *c, int pool) {
+    return (size_t)c->n_embd * (pool == POOL_NONE ? dimension(c, DIM_T) : 1);
+}
+
+void model_features(const Model *m, Activations *s, const uint16_t *tokens, const uint8_t *mask,
+                    int B, int pool, int first, int count, double scale, real *out) {
+    const Config *c = &m->config;
+    int T = c->n_px * c->n_px, d = c->n_embd, L = c->n_layer;
+    size_t width = feature_width(c, pool);
+    model_embed(m, s, tokens, mask, B);
+    for (int l = 0; l < first + count; l++) {
+        if (l >= first) { // inv_f serves as scratch: nothing reads it after this pass
+            const real *gain = at(m, m->params, l < L ? LN_1 : LN_F, l);
+            rms_forward(s->n, s->inv_f, layer_slot(s, c, l, B).h, gain, B * T, d);
+            pool_add(out + (size_t)(l - first) * width, (size_t)count * width, s->n, B, T, d, pool,
+                     scale);
+        }
+        if (l + 1 < first + count) model_layer(m, s, l, B);
+    }
+}
+
+int labels_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
+                 uint8_t *part) {
+    int *order = zalloc((size_t)set->n, sizeof *order), bad = !order;
+    memset(part, PART_NONE, (size_t)set->n);
+    for (int k = 0; k < n_class && !bad; k++) {
+        int n = 0;
+        for (int i = 0; i < set->n; i++)
+            if (set->labels[i] == k) order[n++] = i;
+        random_shuffle(order, n, 0, stream_of(FOR_SPLIT, (uint64_t)k + 1));
+        int held = n > 1 && n < 10 ? 1 : (10 * n + 50) / 100, left = n - held;
+        if (left < per_class) {
+            bad = fail("class %d has %d labels besides those for validation, not %d", k, left,
+                       per_class);
+        } else if (per_class) {
+            random_shuffle(order + held, left, seed,
+                           stream_of(FOR_LABELS, (uint64_t)draw << 16 | (uint64_t)k));
+            left = per_class;
+        }
+        for (int i = 0; i < held + left; i++)
+            part[order[i]] = i < held ? PART_VALIDATION : PART_TRAIN;
+    }
+    free(order);
+    return bad ? -1 : 0;
+}
+
+/* L-BFGS. Newton's step -H^-1 g without a matrix: what the last few steps did to the gradient says
+   enough of the curvature to correct the gradient's direction. */
+enum { HISTORY = 10 };
+
+static double dot(const real *a, const real *b, size_t n) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
+    return sum;
+}
+
+static void add_scaled(real *out, double scale, const real *x, size_t n) {
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) out[i] += (real)scale * x[i];
+}
+
+/* d = -H^-1 g by the two loops over the last steps s (HISTORY, n) and the changes y (HISTORY, n) of
+   the gradient along them; step number i lies in slot i % HISTORY, curvature holds s y. */
+static void newton_direction(real *d, const real *g, const real *s, const real *y,
+                             const double *curvature, int step, size_t n) {
+    double alpha[HISTORY];
+    int oldest = step < HISTORY ? 0 : step - HISTORY;
+    for (size_t i = 0; i < n; i++) d[i] = -g[i];
+    for (int k = step - 1; k >= oldest; k--) {
+        int slot = k % HISTORY;
+        alpha[slot] = dot(s + (size_t)slot * n, d, n) / curvature[slot];
+        add_scaled(d, -alpha[slot], y + (size_t)slot * n, n);
+    }
+    if (step) { // start the second loop from H^-1 = (s y / y y) I, the newest step's scale
+        const real *newest = y + (size_t)((step - 1) % HISTORY) * n;
+        double scale = curvature[(step - 1) % HISTORY] / dot(newest, newest, n);
+        for (size_t i = 0; i < n; i++) d[i] *= (real)scale;
+    }
+    for (int k = oldest; k < step; k++) {
+        int slot = k % HISTORY;
+        double beta = dot(y + (size_t)slot * n, d, n) / curvature[slot];
+        add_scaled(d, alpha[slot] - beta, s + (size_t)slot * n, n);
+    }
+}
+
+int lbfgs(Smooth *f, void *context, real *x, size_t n, int most, double tolerance) {
+    enum { TRIALS = 30 };
+    real *room = zalloc((4 + 2 * HISTORY) * n, sizeof *room);
+    if (!room) return -1;
+    real *g = room, *d = g + n, *next_x = d + n, *next_g = next_x + n;
+    real *s = next_g + n, *y = s + HISTORY * n;
+    double curvature[HISTORY], value = f(context, x, g);
+    int step = 0;
+    for (; step < most; step++) {
+        double largest = 0, low = 0, high = INFINITY, next = value;
+        for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs((double)g[i]));
+        if (largest <= tolerance) break;
+        newton_direction(d, g, s, y, curvature, step, n);
+        double slope = dot(d, g, n), length = step ? 1 : fmin(1, 1 / sqrt(-slope));
+        int trial = 0;
+        for (; trial < TRIALS && slope < 0; trial++) { // weak Wolfe conditions, by bisection
+            memcpy(next_x, x, n * sizeof *x);
+            add_scaled(next_x, length, d, n);
+            next = f(context, next_x, next_g);
+            if (!(next <= value + 1e-4 * length * slope)) high = length; // falls too little
+            else if (dot(d, next_g, n) < 0.9 * slope) low = length;      // still steep
+            else break;
+            length = isinf(high) ? 2 * low : (low + high) / 2;
+        }
+        if (trial == TRIALS || !(slope < 0)) break; // rounding hides what there is left to gain
+        size_t slot = (size_t)(step % HISTORY) * n;
+        for (size_t i = 0; i < n; i++) {
+            s[slot + i] = next_x[i] - x[i];
+            y[slot + i] = next_g[i] - g[i];
+        }
+        curvature[step % HISTORY] = dot(s + slot, y + slot, n);
+        memcpy(x, next_x, n * sizeof *x);
+        memcpy(g, next_g, n * sizeof *g);
+        value = next;
+    }
+    free(room);
+    return step;
+}
+
+/* Multinomial logistic regression. Classes are few and pictures many: logits lie as (C, n), so that
+   vectors run over pictures. */
+typedef struct {
+    const real *x; // (n, width)
+    const uint16_t *labels;
+    int n, width, C;
+    double l2;
+    real *logits; // (C, n), then their gradient
+    real *nll;    // (n)
+} Logistic;
+
+/* logits (C, n) = W x' + b; w holds W (C, width), then b (C). */
+static void logistic_logits(const Logistic *p, const real *w) {
+    size_t n = (size_t)p->n, width = (size_t)p->width;
+    const real *bias = w + (size_t)p->C * width;
+    for (size_t i = 0; i < (size_t)p->C * n; i++) p->logits[i] = bias[i / n];
+    matmul(p->C, p->n, p->width, w, width, 1, p->x, 1, width, p->logits, n, 1);
+}
+
+/* Returns the mean of nll = -log p(label); logits become its gradient, (p - [k = label]) / n. */
+static double logistic_softmax(const Logistic *p) {
+    enum { BLOCK = 64 };
+    size_t n = (size_t)p->n;
+    double total = 0;
+#pragma omp parallel for schedule(static) if ((double)p->C * p->n > 1e5)
+    for (size_t i0 = 0; i0 < n; i0 += BLOCK) {
+        size_t count = n - i0 < BLOCK ? n - i0 : BLOCK;
+        const uint16_t *labels = p->labels + i0;
+        real max[BLOCK], sum[BLOCK] = {0}, *nll = p->nll + i0, *first = p->logits + i0;
+        real *end = first + (size_t)p->C * n;
+        memcpy(max, first, count * sizeof *max);
+        for (real *row = first; row < end; row += n)
+            for (size_t i = 0; i < count; i++) max[i] = row[i] > max[i] ? row[i] : max[i];
+        for (size_t i = 0; i < count; i++) nll[i] = max[i] - first[labels[i] * n + i];
+        for (real *row = first; row < end; row += n)
+            for (size_t i = 0; i < count; i++) {
+                row[i] = real_exp(row[i] - max[i]);
+                sum[i] += row[i];
+            }
+        for (size_t i = 0; i < count; i++) {
+            nll[i] += (real)log(sum[i]);
+            sum[i] = 1 / (sum[i] * (real)n);
+        }
+        for (real *row = first; row < end; row += n)
+            for (size_t i = 0; i < count; i++) row[i] *= sum[i];
+        for (size_t i = 0; i < count; i++) first[labels[i] * n + i] -= 1 / (real)n;
+    }
+    for (size_t i = 0; i < n; i++) total += p->nll[i];
+    return total / (double)n;
+}
+
+/* The mean nll + l2 / 2 |W|^2.  With P (C, n) the logits' gradient: dW = P x + l2 W, db = P 1. */
+static double logistic_loss(void *context, const real *w, real *gradient) {
+    const Logistic *p = context;
+    size_t n = (size_t)p->n, width = (size_t)p->width, size = (size_t)p->C * width;
+    logistic_logits(p, w);
+    double loss = logistic_softmax(p);
+    matmul(p->C, p->width, p->n, p->logits, n, 1, p->x, width, 1, gradient, width, 0);
+    add_scaled(gradient, p->l2, w, size);
+    for (int k = 0; k < p->C; k++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) sum += p->logits[(size_t)k * n + i];
+        gradient[size + (size_t)k] = (real)sum;
+    }
+    return loss + p->l2 / 2 * dot(w, w, size);
+}
+
+int logistic_fit(real *w, const real *x, const uint16_t *labels, int n, int width, int C, double l2,
+                 double tolerance) {
+    enum { MOST_STEPS = 1000 };
+    Logistic p = {.x = x, .labels = labels, .n = n, .width = width, .C = C, .l2 = l2};
+    p.logits = zalloc((size_t)n, ((size_t)C + 1) * sizeof *p.logits);
+    if (!p.logits) return -1;
+    p.nll = p.logits + (size_t)n * (size_t)C;
+    int steps = lbfgs(logistic_loss, &p, w, ((size_t)width + 1) * (size_t)C, MOST_STEPS, tolerance);
+    free(p.logits);
+    return steps;
+}
+
+double logistic_accuracy(const real *w, const real *x, const uint16_t *labels, int n, int width,
+                         int C) {
+    Logistic p = {.x = x, .n = n, .width = width, .C = C};
+    p.logits = zalloc((size_t)n, (size_t)C * sizeof *p.logits);
+    if (!p.logits) return -1;
+    int correct = 0;
+    logistic_logits(&p, w);
+    for (size_t i = 0; i < (size_t)n; i++) {
+        size_t best = 0;
+        for (size_t k = 1; k < (size_t)C; k++)
+            if (p.logits[k * (size_t)n + i] > p.logits[best * (size_t)n + i]) best = k;
+        correct += best == labels[i];
+    }
+    free(p.logits);
+    return (double)correct / n;
+}
+
+/* A probe: the parts of the pictures, each in memory of its own. */
+typedef struct {
+    int n;
+    real *x; // (n, width)
+    uint16_t *labels;
+} Part;
+
+/* Copy out the rows that are of one part. */
+static int part_gather(Part *p, int which, const real *x, size_t row, int width, const int *labels,
+                       const uint8_t *part, int n) {
+    static const char *const purposes[] = {"train on", "validate on", "test on"};
+    for (int i = 0; i < n; i++) p->n += part[i] == which;
+    if (!p->n) return fail("there are no labelled pictures to %s", purposes[which]);
+    p->x = zalloc((size_t)p->n, (size_t)width * sizeof *p->x);
+    p->labels = zalloc((size_t)p->n, sizeof *p->labels);
+    if (!p->x || !p->labels) return -1;
+    for (int i = 0, k = 0; i < n; i++) {
+        if (part[i] != which) continue;
+        memcpy(p->x + (size_t)k * (size_t)width, x + (size_t)i * row, (size_t)width * sizeof *x);
+        p->labels[k++] = (uint16_t)labels[i];
+    }
+    return 0;
+}
+
+/* Give each column mean 0 and standard deviation 1 in the training part, and move the other parts
+   alike; a column that is constant there says nothing and becomes 0. */
+static void standardise(const Part *parts, int width) {
+    enum { COLUMNS = 16 };
+    const Part *train = &parts[PART_TRAIN];
+#pragma omp parallel for schedule(static)
+    for (int j0 = 0; j0 < width; j0 += COLUMNS) {
+        double mean[COLUMNS] = {0}, variance[COLUMNS] = {0}, scale[COLUMNS];
+        int columns = width - j0 < COLUMNS ? width - j0 : COLUMNS;
+        for (int i = 0; i < train->n; i++) {
+            const real *v = train->x + (size_t)i * (size_t)width + j0;
+            for (int j = 0; j < columns; j++) mean[j] += (double)v[j] / train->n;
+        }
+        for (int i = 0; i < train->n; i++) {
+            const real *v = train->x + (size_t)i * (size_t)width + j0;
+            for (int j = 0; j < columns; j++)
+                variance[j] += ((double)v[j] - mean[j]) * ((double)v[j] - mean[j]) / train->n;
+        }
+        for (int j = 0; j < columns; j++) { // a deviation below 1e-6 of the mean is rounding
+            double deviation = sqrt(variance[j]);
+            scale[j] = deviation > 1e-6 * fabs(mean[j]) ? 1 / deviation : 0;
+        }
+        for (const Part *p = parts; p < parts + 3; p++)
+            for (int i = 0; i < p->n; i++) {
+                real *v = p->x + (size_t)i * (size_t)width + j0;
+                for (int j = 0; j < columns; j++)
+                    v[j] = (real)(((double)v[j] - mean[j]) * scale[j]);
+            }
+    }
+}
+
+/* Fit with each L2 strength, from the strongest on, each from the last one's weights. */
+static int probe_grid(Probe *probe, const Part *parts, int width, int C) {
+    static const double grid[] = {10, 1, 0.1, 0.01, 1e-3, 1e-4, 1e-5};
+    const Part *train = &parts[PART_TRAIN];
+    real *w = zalloc((size_t)C, ((size_t)width + 1) * sizeof *w);
+    int bad = !w;
+    for (size_t k = 0; k < sizeof grid / sizeof *grid && !bad; k++) {
+        Probe now = {.l2 = grid[k]};
+        bad = logistic_fit(w, train->x, train->labels, train->n, width, C, now.l2, 1e-4) < 0;
+        for (int which = PART_TRAIN; which <= PART_TEST && !bad; which++) {
+            const Part *p = &parts[which];
+            now.accuracy[which] = logistic_accuracy(w, p->x, p->labels, p->n, width, C);
+            bad = now.accuracy[which] < 0;
+        }
+        if (!k || now.accuracy[PART_VALIDATION] > probe->accuracy[PART_VALIDATION]) *probe = now;
+    }
+    free(w);
+    return bad ? -1 : 0;
+}
+
+int probe_fit(Probe *probe, const real *x, size_t row, int width, const int *labels,
+              const uint8_t *part, int n, int n_class) {
+    Part parts[3] = {{.n = 0}};
+    int bad = 0;
+    for (int which = PART_TRAIN; which <= PART_TEST && !bad; which++)
+        bad = part_gather(&parts[which], which, x, row, width, labels, part, n);
+    if (!bad) {
+        standardise(parts, width);
+        bad = probe_grid(probe, parts, width, n_class);
+    }
+    for (int which = PART_TRAIN; which <= PART_TEST; which++) {
+        free(parts[which].x);
+        free(parts[which].labels);
+    }
+    return bad ? -1 : 0;
+}
+
+int npy_write(const char *path, const Stored *array) {
+    static const char *const names[] = {[F64] = "<f8", [F32] = "<f4", [F16] = "<f2", [I64] = "<i8"};
+    int dtype = dtype_find(array->dtype), used = 0;
+    char text[256];
+    if (dtype >= OTHER || !names[dtype])
+        return fail("%s: dtype %s cannot be written", path, array->dtype);
+    used = snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (",
+                    names[dtype]);
+    for (int i = 0; i < array->n_dim; i++)
+        used += snprintf(text + used, sizeof text - (size_t)used, "%lld,",
+                         (long long)array->shape[i]);
+    used += snprintf(text + used, sizeof text - (size_t)used, ")}");
+    FILE *f = file_create(path);
+    if (!f) return -1;
+    int length = (10 + used + 1 + 63) / 64 * 64 - 10; // the data begins on a multiple of 64
+    uint8_t head[10] = "\x93NUMPY\1\0";
+    put_le(head + 8, (uint64_t)length, 2);
+    fwrite(head, 1, 10, f);
+    fprintf(f, "%-*s\n", length - 1, text);
+    tensor_write(f, array); // a failure stays in f until file_finish
+    return file_finish(f, path);
+}
+
 /* ==== 12 pictures ===============================================================================
    What a person looks at: PNG sheets, SVG charts. A PNG without compression is a few headers, two
    checksums and the pixels; every viewer opens it. */
@@ -3120,7 +3491,7 @@ static void svg_text(FILE *f, double x, double y, const char *more, const char *
     fputs("</text>\n", f);
 }
 
-enum { CHART_W = 720, CHART_H = 420, LEFT = 70, RIGHT = 20, TOP = 40, BOTTOM = 55 };
+enum { CHART_W = 860, CHART_H = 420, LEFT = 70, RIGHT = 190, TOP = 40, BOTTOM = 55 };
 
 static double chart_x(const Axis *a, double v) {
     return LEFT + (v - a->low) / (a->high - a->low) * (CHART_W - LEFT - RIGHT);
@@ -3172,11 +3543,12 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
         fputs("\"/>\n", f);
         for (int i = 0; i < line->n && line->dots; i++)
             if (isfinite(line->y[i]))
-                fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n",
-                        chart_x(&ax, line->x[i]), chart_y(&ay, line->y[i]), line->colour);
-        fprintf(f, "<path d=\"M%d %dh24\" stroke-width=\"3\" stroke=\"%s\"/>\n", CHART_W - 190,
-                TOP + 14 + 20 * s, line->colour);
-        svg_text(f, CHART_W - 158, TOP + 18 + 20 * s, "", line->name);
+                fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%d\" fill=\"%s\"/>\n",
+                        chart_x(&ax, line->x[i]), chart_y(&ay, line->y[i]), line->dots,
+                        line->colour);
+        fprintf(f, "<path d=\"M%d %dh24\" stroke-width=\"3\" stroke=\"%s\"/>\n",
+                CHART_W - RIGHT + 16, TOP + 14 + 20 * s, line->colour);
+        svg_text(f, CHART_W - RIGHT + 48, TOP + 18 + 20 * s, "", line->name);
     }
     fputs("</svg>\n", f);
     return file_finish(f, path);
@@ -3197,10 +3569,13 @@ typedef struct {
     double lr;
     int n, top_k;
     double temperature;
+    const char *pool, *features;
+    int concat, labels_per_class, masks;
+    double mask_prob;
 } Options;
 
 enum { TEXT, WHOLE, NUMBER, FLAG };
-enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, BENCH = 16, ALL = 31 };
+enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, BENCH = 16, PROBE = 128, ALL = 0xff };
 
 typedef struct {
     const char *name;
@@ -3215,10 +3590,12 @@ typedef struct {
 
 #define AT(field) offsetof(Options, field)
 static const Option option_table[] = {
-    {"data", TEXT, AT(data), TRAIN | EVAL, "data/emoji", "DIR", 0, 0, "the pictures"},
-    {"model", TEXT, AT(model), SAMPLE | EVAL | INFO, "out", "DIR", 0, 0, "a model directory"},
-    {"out", TEXT, AT(out), TRAIN | SAMPLE, "out", "DIR", 0, 0, "where to write"},
-    {"seed", WHOLE, AT(seed), TRAIN | SAMPLE, "1", "N", 0, INT_MAX, "of all random numbers"},
+    {"data", TEXT, AT(data), TRAIN | EVAL | PROBE, "data/emoji", "DIR", 0, 0, "the pictures"},
+    {"model", TEXT, AT(model), SAMPLE | EVAL | INFO | PROBE, "out", "DIR", 0, 0,
+     "a model directory"},
+    {"out", TEXT, AT(out), TRAIN | SAMPLE | PROBE, "out", "DIR", 0, 0, "where to write"},
+    {"seed", WHOLE, AT(seed), TRAIN | SAMPLE | PROBE, "1", "N", 0, INT_MAX,
+     "of all random numbers"},
     {"threads", WHOLE, AT(threads), ALL, "0", "N", 0, 1024, "to compute with; 0: all cores"},
     {"quiet", FLAG, AT(quiet), ALL, "", "", 0, 0, "no progress on stderr"},
     {"preset", TEXT, AT(preset), TRAIN | INFO, "tiny", "NAME", 0, 0,
@@ -3245,6 +3622,17 @@ static const Option option_table[] = {
     {"init", TEXT, AT(init), TRAIN, "", "DIR", 0, 0, "start from this model's weights and palette"},
     {"palette", TEXT, AT(palette), TRAIN, "", "FILE", 0, 0,
      "colours of this preprocessor_config.json instead of k-means"},
+    {"pool", TEXT, AT(pool), PROBE, "mean", "mean|none", 0, 0,
+     "features of a picture: the mean over positions, or all positions side by side"},
+    {"concat", WHOLE, AT(concat), PROBE, "1", "M", 1, 1025,
+     "also join M neighbouring layers around the best one"},
+    {"labels-per-class", WHOLE, AT(labels_per_class), PROBE, "0", "N", 0, INT_MAX,
+     "train on N labels of each class only, mean of 5 draws; 0: on all"},
+    {"masks", WHOLE, AT(masks), PROBE, "5", "N", 1, 1000, "BERT: random masks to average over"},
+    {"mask-prob", NUMBER, AT(mask_prob), PROBE, "0.15", "X", 0.001, 1,
+     "BERT: probability that a position is masked"},
+    {"features", TEXT, AT(features), PROBE, "", "FILE.npy", 0, 0,
+     "write all layers' features, and labels to FILE.labels.npy"},
     {"n", WHOLE, AT(n), SAMPLE, "40", "N", 1, 100000, "pictures"},
     {"temperature", NUMBER, AT(temperature), TRAIN | SAMPLE, "0.85", "X", 0.01, 100,
      "above 1 wilder, below 1 tamer"},
@@ -3629,7 +4017,7 @@ static int loss_chart(const Run *r, const char *path) {
         test[i] = r->rows[i].test;
     }
     const Series series[] = {{"training", "#7aa6d6", (int)n, x, train, 0},
-                             {"test", "#c0392b", (int)n, x, test, 1}};
+                             {"test", "#c0392b", (int)n, x, test, 3}};
     int bad = chart_write(path, "Loss", "step", "nats per pixel", series, 2);
     free(x);
     return bad;
@@ -3890,6 +4278,310 @@ static int command_info(Options *o) {
            3 * forward / 1e9);
     printf("training_memory_mb %.0f\nsampling_memory_mb %.0f\n", training / 1e6, sampling / 1e6);
     return 0;
+}
+
+/* The linear probe. */
+
+typedef struct {
+    char name[32]; // "pixels", a layer, or "2-4", joined layers
+    double l2;     // geometric mean over draws
+    double mean[3], deviation[3]; // accuracy in percent over draws, of PART_TRAIN .. PART_TEST
+} ProbeRow;
+
+typedef struct {
+    const Options *o;
+    Model model;
+    Dataset data;
+    Activations *acts;
+    int n, draws, pool;
+    int *labels;      // (n): training pictures, then test pictures
+    uint8_t *part;    // (draws, n)
+    uint8_t *mask;    // (PROBE_BATCH, T), NULL for AR
+    real *features;   // (n, count, width) of layers first .. first + count - 1
+    int first, count;
+    size_t width;
+    ProbeRow *rows;   // layers 0 .. L, pixels, then joined layers where --concat asks for them
+    int n_rows;
+} ProbeRun;
+
+enum { PROBE_BATCH = 16, PROBE_DRAWS = 5 };
+
+static void probe_free(ProbeRun *p) {
+    model_free(&p->model);
+    dataset_free(&p->data);
+    free(p->acts);
+    free(p->labels);
+    free(p->part);
+    free(p->mask);
+    free(p->features);
+    free(p->rows);
+}
+
+/* Drop the pictures without a label. */
+static void keep_labelled(Images *set) {
+    size_t size = 3 * (size_t)set->px * (size_t)set->px;
+    int kept = 0;
+    for (int i = 0; i < set->n; i++) {
+        if (set->labels[i] < 0) continue;
+        memmove(set->rgb + (size_t)kept * size, set->rgb + (size_t)i * size, size);
+        set->labels[kept++] = set->labels[i];
+    }
+    set->n = kept;
+}
+
+static int probe_open(ProbeRun *p) {
+    const Options *o = p->o;
+    if (strcmp(o->pool, "mean") && strcmp(o->pool, "none"))
+        return fail("--pool is mean or none, not %s", o->pool);
+    if (model_load(&p->model, o->model)) return -1;
+    const Config *c = &p->model.config;
+    if (o->concat > c->n_layer + 1)
+        return fail("--concat %d: there are only %d layers", o->concat, c->n_layer + 1);
+    if (dataset_read(&p->data, o->data, c->n_px)) return -1;
+    Images *train = &p->data.train, *test = &p->data.test;
+    if (!p->data.n_class) return fail("%s: a probe needs classes, there are none", o->data);
+    keep_labelled(train);
+    keep_labelled(test);
+    p->n = train->n + test->n;
+    p->draws = o->labels_per_class ? PROBE_DRAWS : 1;
+    p->pool = strcmp(o->pool, "none") ? POOL_MEAN : POOL_NONE;
+    p->width = feature_width(c, p->pool);
+    p->labels = zalloc((size_t)p->n, sizeof *p->labels);
+    p->part = zalloc((size_t)p->draws, (size_t)p->n);
+    p->rows = zalloc((size_t)c->n_layer + 3, sizeof *p->rows);
+    p->acts = activations_new(c, PROBE_BATCH, KEEP_NOTHING);
+    if (c->objective == OBJECTIVE_BERT) p->mask = zalloc(PROBE_BATCH, dimension(c, DIM_T));
+    if (!p->labels || !p->part || !p->rows || !p->acts) return -1;
+    if (c->objective == OBJECTIVE_BERT && !p->mask) return -1;
+    memcpy(p->labels, train->labels, (size_t)train->n * sizeof *p->labels);
+    memcpy(p->labels + train->n, test->labels, (size_t)test->n * sizeof *p->labels);
+    for (int draw = 0; draw < p->draws; draw++) {
+        uint8_t *part = p->part + (size_t)draw * (size_t)p->n;
+        if (labels_split(train, p->data.n_class, o->labels_per_class, (uint64_t)o->seed, draw,
+                         part))
+            return fail("%s: %s", o->data, error_text());
+        memset(part + train->n, PART_TEST, (size_t)test->n);
+    }
+    return 0;
+}
+
+/* Fill a row: one probe for each draw, on the `width` columns of x (n, stride). */
+static int probe_measure(const ProbeRun *p, ProbeRow *row, const real *x, size_t stride,
+                         int width) {
+    Probe probes[PROBE_DRAWS];
+    double logs = 0;
+    for (int draw = 0; draw < p->draws; draw++) {
+        progress("probe: features %s, draw %d of %d", row->name, draw + 1, p->draws);
+        if (probe_fit(&probes[draw], x, stride, width, p->labels,
+                      p->part + (size_t)draw * (size_t)p->n, p->n, p->data.n_class))
+            return -1;
+        logs += log10(probes[draw].l2);
+    }
+    row->l2 = pow(10, logs / p->draws);
+    for (int k = PART_TRAIN; k <= PART_TEST; k++) {
+        double sum = 0, squares = 0;
+        for (int draw = 0; draw < p->draws; draw++) sum += 100 * probes[draw].accuracy[k];
+        row->mean[k] = sum / p->draws;
+        for (int draw = 0; draw < p->draws; draw++)
+            squares += pow(100 * probes[draw].accuracy[k] - row->mean[k], 2);
+        row->deviation[k] = p->draws > 1 ? sqrt(squares / (p->draws - 1)) : 0;
+    }
+    return 0;
+}
+
+/* The baseline: the pictures' own bytes. */
+static int probe_pixels(ProbeRun *p) {
+    const Images *sets[] = {&p->data.train, &p->data.test};
+    size_t width = 3 * (size_t)sets[0]->px * (size_t)sets[0]->px;
+    real *x = zalloc((size_t)p->n, width * sizeof *x), *out = x;
+    ProbeRow *row = &p->rows[p->model.config.n_layer + 1];
+    snprintf(row->name, sizeof row->name, "pixels");
+    for (int s = 0; s < 2 && x; s++)
+        for (size_t i = 0; i < (size_t)sets[s]->n * width; i++) *out++ = sets[s]->rgb[i];
+    int bad = !x || probe_measure(p, row, x, width, (int)width);
+    free(x);
+    return bad ? -1 : 0;
+}
+
+/* Have the features of layers first .. first + count - 1 of all pictures in memory. */
+static int probe_hold(ProbeRun *p, int first, int count) {
+    const Images *sets[] = {&p->data.train, &p->data.test};
+    int T = p->model.config.n_px * p->model.config.n_px, masks = p->mask ? p->o->masks : 1;
+    if (first >= p->first && first + count <= p->first + p->count) return 0;
+    free(p->features);
+    p->features = zalloc((size_t)p->n * (size_t)count, p->width * sizeof *p->features);
+    if (!p->features) return -1;
+    p->first = first;
+    p->count = count;
+    for (int s = 0, done = 0, B; s < 2; s++)
+        for (int i = 0; i < sets[s]->n; i += B, done += B) {
+            B = sets[s]->n - i < PROBE_BATCH ? sets[s]->n - i : PROBE_BATCH;
+            for (int k = 0; k < masks; k++) {
+                for (int b = 0; b < B && p->mask; b++)
+                    bert_mask(p->mask + b * T, T, p->o->mask_prob, (uint64_t)p->o->seed,
+                              (uint64_t)(done + b) * (uint64_t)masks + (uint64_t)k);
+                model_features(&p->model, p->acts, sets[s]->tokens + (size_t)i * (size_t)T, p->mask,
+                               B, p->pool, first, count, 1.0 / masks,
+                               p->features + (size_t)done * (size_t)count * p->width);
+            }
+            progress("features: %d of %d pictures", done + B, p->n);
+        }
+    return 0;
+}
+
+/* The features that are held, and in a second file, FILE.labels.npy, each picture's label and
+   part (of the first draw). */
+static int probe_export(const ProbeRun *p, const char *path) {
+    char second[PATH_SIZE];
+    size_t n = strlen(path), n_name = n > 4 && !strcmp(path + n - 4, ".npy") ? n - 4 : n;
+    if (snprintf(second, sizeof second, "%.*s.labels.npy", (int)n_name, path) >= PATH_SIZE)
+        return fail("%s: the path is too long", path);
+    real *labels = zalloc((size_t)p->n, 2 * sizeof *labels);
+    if (!labels) return -1;
+    for (int i = 0; i < p->n; i++) {
+        labels[2 * i] = (real)p->labels[i];
+        labels[2 * i + 1] = p->part[i];
+    }
+    const Stored features = {.dtype = sizeof(real) == 8 ? "F64" : "F32", .n_dim = 3,
+                             .shape = {p->n, p->count, (int64_t)p->width}, .data = p->features};
+    const Stored table = {.dtype = "I64", .n_dim = 2, .shape = {p->n, 2}, .data = labels};
+    int bad = npy_write(path, &features) || npy_write(second, &table);
+    free(labels);
+    return bad ? -1 : 0;
+}
+
+/* All layers: in one pass over the pictures, or in several where they are too large to hold (they
+   all have to be for --features). Returns the layer with the best validation accuracy. */
+static int probe_layers(ProbeRun *p) {
+    const double most_bytes = 2e9;
+    int layers = p->model.config.n_layer + 1, best = 0;
+    double fit = most_bytes / ((double)p->n * (double)p->width * sizeof(real));
+    int most = p->o->features || fit > layers ? layers : fit < 1 ? 1 : (int)fit;
+    for (int l = 0; l < layers; l++) {
+        ProbeRow *row = &p->rows[l];
+        snprintf(row->name, sizeof row->name, "%d", l);
+        if (l % most == 0 && probe_hold(p, l, layers - l < most ? layers - l : most)) return -1;
+        if (l == 0 && p->o->features && probe_export(p, p->o->features)) return -1;
+        if (probe_measure(p, row, p->features + (size_t)(l - p->first) * p->width,
+                          (size_t)p->count * p->width, (int)p->width))
+            return -1;
+        if (row->mean[PART_VALIDATION] > p->rows[best].mean[PART_VALIDATION]) best = l;
+    }
+    return best;
+}
+
+/* --concat: neighbouring layers, as far as there are any on both sides of the best one. */
+static int probe_joined(ProbeRun *p, int best) {
+    int layers = p->model.config.n_layer + 1, joined = p->o->concat;
+    int first = best - (joined - 1) / 2;
+    ProbeRow *row = &p->rows[p->n_rows++];
+    if (first + joined > layers) first = layers - joined;
+    if (first < 0) first = 0;
+    snprintf(row->name, sizeof row->name, "%d-%d", first, first + joined - 1);
+    if (probe_hold(p, first, joined)) return -1;
+    return probe_measure(p, row, p->features + (size_t)(first - p->first) * p->width,
+                         (size_t)p->count * p->width, joined * (int)p->width);
+}
+
+static int probe_csv(const ProbeRun *p, const char *path) {
+    FILE *f = file_create(path);
+    if (!f) return -1;
+    fprintf(f, "features,l2,train,train_sd,validation,validation_sd,test,test_sd\n");
+    for (const ProbeRow *row = p->rows; row < p->rows + p->n_rows; row++) {
+        fprintf(f, "%s,%.4g", row->name, row->l2);
+        for (int k = PART_TRAIN; k <= PART_TEST; k++)
+            fprintf(f, ",%.3f,%.3f", row->mean[k], row->deviation[k]);
+        fputc('\n', f);
+    }
+    return file_finish(f, path);
+}
+
+/* The test accuracy, in percent, of always answering the commonest training class. */
+static double majority_accuracy(const Dataset *data) {
+    int best = 0, most = -1, hits = 0;
+    for (int k = 0; k < data->n_class; k++) {
+        int count = 0;
+        for (int i = 0; i < data->train.n; i++) count += data->train.labels[i] == k;
+        if (count > most) best = k, most = count;
+    }
+    for (int i = 0; i < data->test.n; i++) hits += data->test.labels[i] == best;
+    return 100.0 * hits / data->test.n;
+}
+
+static int probe_chart(const ProbeRun *p, int best, const char *path) {
+    int L = p->model.config.n_layer;
+    size_t n = (size_t)L + 1;
+    double *x = zalloc(3 * n, sizeof *x), *validation = x + n, *test = validation + n;
+    if (!x) return -1;
+    for (size_t l = 0; l < n; l++) {
+        x[l] = (double)l;
+        validation[l] = p->rows[l].mean[PART_VALIDATION];
+        test[l] = p->rows[l].mean[PART_TEST];
+    }
+    const double ends[] = {0, L}, chance = 100.0 / p->data.n_class;
+    const double pixels = p->rows[n].mean[PART_TEST], majority = majority_accuracy(&p->data);
+    char title[96], best_name[64];
+    snprintf(title, sizeof title, "Linear probe");
+    if (p->o->labels_per_class)
+        snprintf(title, sizeof title, "Linear probe, %d labels a class, mean of %d draws",
+                 p->o->labels_per_class, p->draws);
+    snprintf(best_name, sizeof best_name, "best: layer %d, %.1f %%", best, test[best]);
+    const Series series[] = {
+        {best_name, "#f5b7a8", 1, x + best, test + best, 8},
+        {"test", "#c0392b", L + 1, x, test, 3},
+        {"validation", "#7aa6d6", L + 1, x, validation, 3},
+        {"raw pixels, test", "#2e8b57", 2, ends, (const double[]){pixels, pixels}, 0},
+        {"majority class", "#8a6d9e", 2, ends, (const double[]){majority, majority}, 0},
+        {"chance", "#999999", 2, ends, (const double[]){chance, chance}, 0},
+    };
+    int bad = chart_write(path, title, "layer", "accuracy (%)", series,
+                          sizeof series / sizeof *series);
+    free(x);
+    return bad;
+}
+
+static void probe_print(const ProbeRun *p, int best) {
+    static const char *const parts[] = {"train", "validation", "test"};
+    printf("%-8s %8s", "features", "l2");
+    for (int k = PART_TRAIN; k <= PART_TEST; k++) printf(" %*s", p->draws > 1 ? 17 : 10, parts[k]);
+    putchar('\n');
+    for (const ProbeRow *row = p->rows; row < p->rows + p->n_rows; row++) {
+        printf("%-8s %8.3g", row->name, row->l2);
+        for (int k = PART_TRAIN; k <= PART_TEST; k++) {
+            printf(" %10.2f", row->mean[k]);
+            if (p->draws > 1) printf(" +- %-3.2f", row->deviation[k]);
+        }
+        putchar('\n');
+    }
+    printf("best_layer %d\nvalidation_accuracy %.2f\ntest_accuracy %.2f\n", best,
+           p->rows[best].mean[PART_VALIDATION], p->rows[best].mean[PART_TEST]);
+    if (p->o->concat > 1)
+        printf("joined_test_accuracy %.2f\n", p->rows[p->n_rows - 1].mean[PART_TEST]);
+    printf("pixels_test_accuracy %.2f\nmajority_accuracy %.2f\nchance_accuracy %.2f\n",
+           p->rows[p->model.config.n_layer + 1].mean[PART_TEST], majority_accuracy(&p->data),
+           100.0 / p->data.n_class);
+}
+
+static int command_probe(Options *o) {
+    ProbeRun run = {.o = o};
+    int best = -1, bad = folder_check(o->out) || probe_open(&run) || probe_pixels(&run);
+    const Config *c = &run.model.config;
+    if (!bad) {
+        run.n_rows = c->n_layer + 2;
+        bad = images_quantise(&run.data.train, run.model.palette, c->n_vocab) ||
+              images_quantise(&run.data.test, run.model.palette, c->n_vocab) ||
+              (best = probe_layers(&run)) < 0 || (o->concat > 1 && probe_joined(&run, best));
+    }
+    if (!bad) {
+        bad = probe_csv(&run, file_in(o->out, "probe.csv")) ||
+              probe_chart(&run, best, file_in(o->out, "probe.svg"));
+    }
+    if (!bad) {
+        note("written: probe.csv and probe.svg in %s", o->out);
+        probe_print(&run, best);
+    }
+    probe_free(&run);
+    return bad ? -1 : 0;
 }
 
 /* bench: what this machine reaches, against its own peak. Every figure is the median of several
@@ -4161,6 +4853,7 @@ static int command_bench(Options *o) {
 
 static const Command commands[] = {
     {"train", "pre-train on images", TRAIN, command_train},
+    {"probe", "logistic regression on the features of every layer", PROBE, command_probe},
     {"sample", "draw new images", SAMPLE, command_sample},
     {"eval", "loss on the test images", EVAL, command_eval},
     {"info", "a model's parameters, FLOPs and memory, before anything is run", INFO, command_info},

@@ -187,6 +187,10 @@ typedef struct {
     int correct;     // images whose class was right
 } Losses;
 
+/* A mask for L_BERT: each position is masked (1) with this probability (> 0); drawn again until one
+   is. Mask number `index` of a seed. */
+void bert_mask(uint8_t *mask, int T, double probability, uint64_t seed, uint64_t index);
+
 /* gen_weight * L_GEN + clf_weight * L_CLF of a batch (paper, section 2.1 and 2.2). Where grads is
    not NULL, adds to it (laid out as params) scale times the gradient of the sum over images; acts
    must then keep what backward needs. scale = 1 / images makes it the mean's. */
@@ -380,6 +384,65 @@ const real *sampler_step(const Model *model, Sampler *sampler, int t, const uint
 void sample_images(const Model *model, Sampler *sampler, uint16_t *tokens, int n, int given,
                    uint64_t seed, int first, double temperature, int top_k);
 
+/* ---- 11 probe ------------------------------------------------------------------------------- */
+
+/* Features of a picture: the mean of n^l over positions (d), or all of them side by side (T d). */
+enum { POOL_MEAN, POOL_NONE };
+size_t feature_width(const Config *config, int pool);
+
+/* Adds scale times the features of layers first .. first + count - 1 (of 0 .. L) to out
+   (B, count, width): n^l = rms(h^l; ln_1 of block l), n^L the network's output (paper, 2.4). tokens
+   and mask as in model_forward; blocks above the last layer asked for do not run. Class logits are
+   linear in features: averaging a BERT model's features over masks averages its logits, hence the
+   scale. */
+void model_features(const Model *model, Activations *acts, const uint16_t *tokens,
+                    const uint8_t *mask, int B, int pool, int first, int count, double scale,
+                    real *out);
+
+/* Divide the labels of a training set: part (n) becomes PART_TRAIN, PART_VALIDATION or PART_NONE.
+   Of each class 10 % (at least one of two or more) are for validation, always the same ones.
+   per_class 0: all others train. Else per_class of each class train, draw number `draw` of `seed`
+   (the low-data setting), and the others serve for nothing. Fails where a class has too few. */
+enum { PART_TRAIN, PART_VALIDATION, PART_TEST, PART_NONE };
+int labels_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
+                 uint8_t *part);
+
+/* A smooth function of x (n): returns its value, writes its gradient (n). */
+typedef double Smooth(void *context, const real *x, real *gradient);
+
+/* Minimise f from x on by L-BFGS (Nocedal 1980; Liu and Nocedal 1989): ten steps of history, step
+   lengths that meet the weak Wolfe conditions. Ends where no element of the gradient is beyond
+   tolerance, where rounding lets nothing more be gained, or after `most` steps. Returns the steps,
+   -1 without memory. */
+int lbfgs(Smooth *f, void *context, real *x, size_t n, int most, double tolerance);
+
+/* Multinomial logistic regression: minimise the mean over x (n, width) of -log p(label) plus
+   l2 / 2 |W|^2, where softmax(W x + b) gives p. w holds W (C, width), then b (C), which is not
+   penalised; it is the start, too. Returns lbfgs'es steps.
+   scikit-learn's LogisticRegression(C=1 / (l2 * n), tol=tolerance) minimises the same (for two
+   classes: C=2 / (l2 * n)). */
+int logistic_fit(real *w, const real *x, const uint16_t *labels, int n, int width, int C, double l2,
+                 double tolerance);
+
+/* The share of n rows whose label has the largest logit; -1 without memory. */
+double logistic_accuracy(const real *w, const real *x, const uint16_t *labels, int n, int width,
+                         int C);
+
+typedef struct {
+    double l2;          // the strength with the best validation accuracy; of several the strongest
+    double accuracy[3]; // 0 to 1, of PART_TRAIN, PART_VALIDATION, PART_TEST
+} Probe;
+
+/* A linear probe on n rows of features x, `row` apart, each `width` wide, with labels (n) and part
+   (n). Features are standardised on the training part; L2 is one of 10, 1, ..., 1e-5; fits end
+   at a gradient of 1e-4. Fails without memory or where a part is empty. */
+int probe_fit(Probe *probe, const real *x, size_t row, int width, const int *labels,
+              const uint8_t *part, int n, int n_class);
+
+/* Write an array as NumPy's .npy (version 1.0), dtype "F64", "F32", "F16" or "I64"; its name is not
+   used. */
+int npy_write(const char *path, const Stored *array);
+
 /* ---- 12 pictures ---------------------------------------------------------------------------- */
 
 /* Write an 8-bit RGB picture (height, width, 3) as PNG. */
@@ -393,7 +456,7 @@ typedef struct {
     const char *name, *colour; // in the legend; an SVG colour
     int n;
     const double *x, *y; // (n); NaN in y leaves the point out
-    int dots;            // mark the points
+    int dots;            // radius of a dot on each point; 0: none
 } Series;
 
 /* A line chart as SVG. */

@@ -2249,6 +2249,272 @@ static void test_foreign_weights(void) {
     model_free(&m);
 }
 
+/* ---- 11 probe ------------------------------------------------------------------------------- */
+
+static double most_apart(const real *a, const real *b, size_t n) {
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        double error = fabs((double)a[i] - (double)b[i]);
+        if (!(error <= worst)) worst = error;
+    }
+    return worst;
+}
+
+static void test_pytorch_features(void) {
+    enum { B = 3, T = 16, D = 16, LAYERS = 3 };
+    Fixture f;
+    fixture_open(&f, OBJECTIVE_AR);
+    real *all = filled(B * LAYERS * D, 1, 0), layer[B * D];
+    model_features(&f.model, f.acts, f.tokens, NULL, B, POOL_MEAN, 0, LAYERS, 1, all);
+    for (int l = 0; l < LAYERS; l++) {
+        char name[4];
+        for (int b = 0; b < B; b++)
+            memcpy(layer + b * D, all + (b * LAYERS + l) * D, D * sizeof *layer);
+        snprintf(name, sizeof name, "%d", l);
+        check_near(&f, "features.", name, layer, B * D);
+    }
+    free(all);
+    fixture_close(&f);
+}
+
+/* A range of layers is those layers of all; scales add up; unpooled features have the pooled ones
+   as their mean and the network's output as the last; threads change no bit. */
+static void test_features_agree(void) {
+    enum { B = 3, T = 16, D = 16, LAYERS = 3 };
+    const double tolerance = IS_DOUBLE ? 1e-14 : 1e-5;
+    for (int kind = OBJECTIVE_AR; kind <= OBJECTIVE_BERT; kind++) {
+        Fixture f;
+        fixture_open(&f, kind);
+        const uint8_t *mask = kind == OBJECTIVE_BERT ? f.mask : NULL;
+        real *all = filled(B * LAYERS * D, 1, 0), *some = filled(B * 2 * D, 1, 0);
+        real *long_ = filled(B * LAYERS * T * D, 1, 0), *mean = filled(B * LAYERS * D, 1, 0);
+        real *threads = filled(B * LAYERS * D, 1, 0);
+        model_features(&f.model, f.acts, f.tokens, mask, B, POOL_MEAN, 0, LAYERS, 1, all);
+        int threads_were = threads_get();
+        threads_set(threads_were == 1 ? 3 : 1);
+        Activations *other = activations_new(&f.model.config, B, KEEP_NOTHING);
+        model_features(&f.model, other, f.tokens, mask, B, POOL_MEAN, 0, LAYERS, 1, threads);
+        CHECK(!memcmp(all, threads, B * LAYERS * D * sizeof *all), "threads change bits");
+        threads_set(threads_were);
+        for (int half = 0; half < 2; half++)
+            model_features(&f.model, f.acts, f.tokens, mask, B, POOL_MEAN, 1, 2, 0.5, some);
+        for (int b = 0; b < B; b++)
+            CHECK(most_apart(some + b * 2 * D, all + (b * LAYERS + 1) * D, 2 * D) < tolerance,
+                  "layers 1 and 2 differ in image %d", b);
+        model_features(&f.model, f.acts, f.tokens, mask, B, POOL_NONE, 0, LAYERS, 1, long_);
+        for (int i = 0; i < B * LAYERS * T * D; i++) mean[i / (T * D) * D + i % D] += long_[i] / T;
+        CHECK(most_apart(mean, all, B * LAYERS * D) < tolerance, "the mean of positions differs");
+        const real *output = model_forward(&f.model, f.acts, f.tokens, mask, B);
+        for (int b = 0; b < B; b++)
+            CHECK(most_apart(output + b * T * D, long_ + (b * LAYERS + 2) * T * D, T * D) == 0,
+                  "the last layer is not the output, image %d", b);
+        real *lists[] = {all, some, long_, mean, threads};
+        for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) free(lists[i]);
+        free(other);
+        fixture_close(&f);
+    }
+}
+
+/* 1/2 (x - c)' A (x - c) with A = R'R / n + 0.01 I, and sum cosh(x - c): both are least at c. */
+enum { DIM = 30 };
+
+typedef struct {
+    real a[DIM * DIM], optimum[DIM];
+    int calls;
+} Bowl;
+
+static double quadratic(void *context, const real *x, real *gradient) {
+    Bowl *bowl = context;
+    double value = 0;
+    bowl->calls++;
+    for (int i = 0; i < DIM; i++) {
+        double sum = 0;
+        for (int j = 0; j < DIM; j++)
+            sum += (double)bowl->a[i * DIM + j] * ((double)x[j] - (double)bowl->optimum[j]);
+        gradient[i] = (real)sum;
+        value += 0.5 * sum * ((double)x[i] - (double)bowl->optimum[i]);
+    }
+    return value;
+}
+
+static double steep(void *context, const real *x, real *gradient) {
+    Bowl *bowl = context;
+    double value = 0;
+    for (int i = 0; i < DIM; i++) {
+        gradient[i] = (real)sinh((double)x[i] - (double)bowl->optimum[i]);
+        value += cosh((double)x[i] - (double)bowl->optimum[i]);
+    }
+    return value;
+}
+
+static void test_lbfgs(void) {
+    Bowl bowl = {.calls = 0};
+    real r[DIM * DIM], x[DIM];
+    const double goal = IS_DOUBLE ? 1e-10 : 1e-5, near = IS_DOUBLE ? 1e-7 : 1e-2;
+    fill(r, DIM * DIM, 1, 1);
+    fill(bowl.optimum, DIM, 2, 3);
+    for (int i = 0; i < DIM * DIM; i++) {
+        double sum = i / DIM == i % DIM ? 0.01 : 0;
+        for (int k = 0; k < DIM; k++)
+            sum += (double)r[k * DIM + i / DIM] * (double)r[k * DIM + i % DIM] / DIM;
+        bowl.a[i] = (real)sum;
+    }
+    fill(x, DIM, 3, 1);
+    int steps = lbfgs(quadratic, &bowl, x, DIM, 1000, goal);
+    CHECK(steps > 0 && steps < 400 && most_apart(x, bowl.optimum, DIM) < near,
+          "quadratic: off by %g after %d steps", most_apart(x, bowl.optimum, DIM), steps);
+    CHECK(bowl.calls < 2 * steps + 10, "%d evaluations for %d steps", bowl.calls, steps);
+    fill(x, DIM, 3, 1);
+    CHECK(lbfgs(quadratic, &bowl, x, DIM, 1000, 0.1) < steps / 2, "does not end at the tolerance");
+    CHECK(lbfgs(quadratic, &bowl, bowl.optimum, DIM, 1000, goal) == 0, "leaves the optimum");
+    fill(x, DIM, 3, 1);
+    CHECK(lbfgs(quadratic, &bowl, x, DIM, 3, goal) == 3, "does not end after three steps");
+    for (int i = 0; i < DIM; i++) x[i] = bowl.optimum[i] + (real)(i % 2 ? 20 : -15);
+    steps = lbfgs(steep, &bowl, x, DIM, 1000, goal);
+    CHECK(steps > 0 && steps < 400 && most_apart(x, bowl.optimum, DIM) < near,
+          "cosh: off by %g after %d steps", most_apart(x, bowl.optimum, DIM), steps);
+}
+
+/* The optimum of a strictly convex problem, found by many plain steps down the gradient. */
+static void test_logistic_optimum(void) {
+    enum { N = 80, WIDTH = 3, C = 4, SIZE = C * WIDTH, STEPS = 20000 };
+    const double l2 = 0.05, tolerance = IS_DOUBLE ? 1e-10 : 1e-6;
+    real *x = filled(N * WIDTH, 1, 1), w[SIZE + C] = {0}, plain[SIZE + C];
+    double v[SIZE + C] = {0};
+    uint16_t labels[N];
+    for (int i = 0; i < N; i++)
+        labels[i] = (uint16_t)((x[i * WIDTH] > 0 ? 2 : 0) + (random_bits(1, 2, (uint64_t)i) & 1));
+    CHECK(logistic_fit(w, x, labels, N, WIDTH, C, l2, tolerance) > 0, "%s", error_text());
+    for (int step = 0; step < STEPS; step++) {
+        double g[SIZE + C] = {0};
+        for (int i = 0; i < SIZE; i++) g[i] = l2 * v[i];
+        for (int i = 0; i < N; i++) {
+            double p[C], sum = 0;
+            for (int k = 0; k < C; k++) {
+                p[k] = v[SIZE + k];
+                for (int j = 0; j < WIDTH; j++) p[k] += v[k * WIDTH + j] * (double)x[i * WIDTH + j];
+                sum += p[k] = exp(p[k]);
+            }
+            for (int k = 0; k < C; k++) {
+                double dp = (p[k] / sum - (labels[i] == k)) / N;
+                for (int j = 0; j < WIDTH; j++) g[k * WIDTH + j] += dp * (double)x[i * WIDTH + j];
+                g[SIZE + k] += dp;
+            }
+        }
+        for (int i = 0; i < SIZE + C; i++) v[i] -= 0.5 * g[i];
+    }
+    for (int i = 0; i < SIZE + C; i++) plain[i] = (real)v[i];
+    CHECK(most_apart(w, plain, SIZE + C) < (IS_DOUBLE ? 1e-7 : 1e-3), "off by %g",
+          most_apart(w, plain, SIZE + C));
+    int correct = 0;
+    for (int i = 0; i < N; i++) {
+        int best = 0;
+        double most = -INFINITY;
+        for (int k = 0; k < C; k++) {
+            double logit = v[SIZE + k];
+            for (int j = 0; j < WIDTH; j++) logit += v[k * WIDTH + j] * (double)x[i * WIDTH + j];
+            if (logit > most) best = k, most = logit;
+        }
+        correct += best == labels[i];
+    }
+    double accuracy = logistic_accuracy(w, x, labels, N, WIDTH, C);
+    CHECK(accuracy == (double)correct / N, "accuracy %g, not %d / %d", accuracy, correct, N);
+    free(x);
+}
+
+/* Classes far apart are told apart without a mistake; labels that have nothing to do with the
+   features are guessed as well as by chance. Columns next to the features must not be read. */
+static void test_probe(void) {
+    enum { N = 1500, WIDTH = 12, ROW = WIDTH + 2, C = 4 };
+    real *x = filled(N * ROW, 1, 1);
+    int labels[N];
+    uint8_t part[N];
+    Probe probe;
+    for (int i = 0; i < N; i++) {
+        part[i] = i % 3 == 0 ? PART_TEST : i % 10 == 1 ? PART_VALIDATION : PART_TRAIN;
+        labels[i] = (int)(random_bits(2, 1, (uint64_t)i) % C);
+        x[i * ROW] = x[i * ROW + ROW - 1] = (real)NAN;
+    }
+    CHECK(!probe_fit(&probe, x + 1, ROW, WIDTH, labels, part, N, C), "%s", error_text());
+    CHECK(fabs(probe.accuracy[PART_TEST] - 1.0 / C) < 0.07, "random labels: test accuracy %g",
+          probe.accuracy[PART_TEST]);
+    for (int i = 0; i < N; i++) { // features small beside their mean, one constant in training
+        x[i * ROW + 1 + labels[i]] += 12;
+        for (int j = 1; j < WIDTH; j++) x[i * ROW + j] = 50 + x[i * ROW + j] / 100;
+        x[i * ROW + WIDTH] = part[i] == PART_TRAIN ? 1000 : 1000 + i;
+    }
+    CHECK(!probe_fit(&probe, x + 1, ROW, WIDTH, labels, part, N, C), "%s", error_text());
+    for (int k = PART_TRAIN; k <= PART_TEST; k++)
+        CHECK(probe.accuracy[k] == 1, "separable: accuracy %g of part %d", probe.accuracy[k], k);
+    for (int i = 0; i < N; i++)
+        if (part[i] == PART_VALIDATION) part[i] = PART_NONE;
+    CHECK(probe_fit(&probe, x + 1, ROW, WIDTH, labels, part, N, C) == -1 &&
+          strstr(error_text(), "validate"), "%s", error_text());
+    free(x);
+}
+
+static void test_label_splits(void) {
+    enum { N = 400, C = 3, EACH = 7, DRAWS = 3 };
+    int labels[N], alike = 0;
+    uint8_t whole[N], part[DRAWS][N];
+    for (int i = 0; i < N; i++) labels[i] = i % 8 == 0 ? -1 : i % C;
+    const Images set = {.n = N, .labels = labels};
+    CHECK(!labels_split(&set, C, 0, 1, 0, whole), "%s", error_text());
+    for (int draw = 0; draw < DRAWS; draw++)
+        CHECK(!labels_split(&set, C, EACH, 1, draw, part[draw]), "%s", error_text());
+    for (int k = 0; k < C; k++) {
+        int all = 0, held = 0, used = 0, drawn[DRAWS] = {0};
+        for (int i = 0; i < N; i++) {
+            if (labels[i] != k) continue;
+            all++;
+            held += whole[i] == PART_VALIDATION;
+            used += whole[i] == PART_TRAIN;
+            for (int draw = 0; draw < DRAWS; draw++) drawn[draw] += part[draw][i] == PART_TRAIN;
+        }
+        CHECK(held == (10 * all + 50) / 100 && used == all - held, "class %d: %d of %d held", k,
+              held, all);
+        for (int draw = 0; draw < DRAWS; draw++)
+            CHECK(drawn[draw] == EACH, "class %d, draw %d: %d labels", k, draw, drawn[draw]);
+    }
+    for (int i = 0; i < N; i++) {
+        CHECK(labels[i] >= 0 || whole[i] == PART_NONE, "an unlabelled picture is used");
+        for (int draw = 0; draw < DRAWS; draw++)
+            CHECK((whole[i] == PART_VALIDATION) == (part[draw][i] == PART_VALIDATION),
+                  "draw %d validates on other pictures", draw);
+        alike += part[0][i] == PART_TRAIN && part[1][i] == PART_TRAIN;
+    }
+    CHECK(alike < C * EACH / 2, "two draws share %d of %d labels", alike, C * EACH);
+    CHECK(labels_split(&set, C, N / C, 1, 0, whole) == -1 && strstr(error_text(), "class 0"), "%s",
+          error_text());
+}
+
+static void test_npy(void) {
+    const real values[] = {1, -2.5, 3, 4, 5, 6};
+    Stored array = {.dtype = "F32", .n_dim = 2, .shape = {3, 2}, .data = values};
+    size_t n;
+    CHECK(!npy_write(scratch_path("a.npy"), &array), "%s", error_text());
+    uint8_t *bytes = read_bytes(scratch_path("a.npy"), &n);
+    size_t length = n > 10 ? (size_t)bytes[8] + 256u * bytes[9] : 0;
+    CHECK(n == 10 + length + 24 && !memcmp(bytes, "\x93NUMPY\1\0", 8), "%zu bytes", n);
+    CHECK((10 + length) % 64 == 0 && bytes[9 + length] == '\n', "the header takes %zu", length);
+    CHECK(strstr((char *)bytes + 10,
+                 "{'descr': '<f4', 'fortran_order': False, 'shape': (3,2,)}") == (char *)bytes + 10,
+          "%.80s", bytes + 10);
+    static const uint8_t minus_two_and_a_half[] = {0, 0, 0x20, 0xc0};
+    CHECK(!memcmp(bytes + 10 + length + 4, minus_two_and_a_half, 4), "values are wrong");
+    free(bytes);
+    array = (Stored){.dtype = "I64", .n_dim = 1, .shape = {2}, .data = values};
+    CHECK(!npy_write(scratch_path("b.npy"), &array), "%s", error_text());
+    bytes = read_bytes(scratch_path("b.npy"), &n);
+    CHECK(strstr((char *)bytes + 10, "'<i8'") && strstr((char *)bytes + 10, "(2,)"), "%.80s",
+          bytes + 10);
+    CHECK(bytes[n - 16] == 1 && bytes[n - 8] == 0xfe && bytes[n - 1] == 0xff, "integers are wrong");
+    free(bytes);
+    array.dtype = "BF16";
+    CHECK(npy_write(scratch_path("c.npy"), &array) == -1 && strstr(error_text(), "BF16"), "%s",
+          error_text());
+}
+
 /* ---- 12 pictures ---------------------------------------------------------------------------- */
 
 static uint32_t be32(const uint8_t *p) {
@@ -2459,6 +2725,52 @@ static void test_commands(void) {
     CHECK(access(scratch_path("drawn/samples.png"), R_OK) == 0, "no samples.png");
 }
 
+/* Count the lines of a text file. */
+static int count_lines(const char *path) {
+    size_t n;
+    int lines = 0;
+    char *text = (char *)read_bytes(path, &n);
+    for (const char *p = text; p && *p; p++) lines += *p == '\n';
+    free(text);
+    return lines;
+}
+
+/* The probe by the program, of small random networks of both kinds. */
+static void test_command_probe(void) {
+    for (int kind = OBJECTIVE_AR; kind <= OBJECTIVE_BERT; kind++) {
+        Config c = {.n_px = 4, .n_vocab = 6, .n_embd = 8, .n_head = 2, .n_layer = 2,
+                    .objective = kind};
+        Model m;
+        size_t n;
+        CHECK(!model_init(&m, c), "%s", error_text());
+        model_randomise(&m, 1);
+        fill(m.palette, 18, 3, 0.5);
+        CHECK(!model_save(&m, scratch_path("net"), "F32"), "%s", error_text());
+        CHECK(run_igpt("probe --model %s/net --out %s/probed --labels-per-class 4 --concat 2 "
+                       "--quiet --threads 1 --features %s/f.npy --masks 2",
+                       scratch, scratch, scratch) == 0, "%s", output);
+        CHECK(strstr(output, "\nbest_layer ") && strstr(output, "\njoined_test_accuracy "), "%s",
+              output);
+        int lines = count_lines(scratch_path("probed/probe.csv"));
+        CHECK(lines == 1 + 3 + 1 + 1, "probe.csv has %d lines", lines);
+        char *npy = (char *)read_bytes(scratch_path("f.npy"), &n);
+        CHECK(npy && n == 128 + 2588 * 3 * 8 * 4 && strstr(npy + 10, "(2588,3,8,)"), "%zu bytes",
+              n);
+        free(npy);
+        char *svg = (char *)read_bytes(scratch_path("probed/probe.svg"), &n);
+        CHECK(svg && strstr(svg, "chance") && strstr(svg, "best: layer") && strstr(svg, "</svg>"),
+              "no probe.svg");
+        free(svg);
+        model_free(&m);
+    }
+    char line[600];
+    snprintf(line, sizeof line, "probe --model %s/net --pool max", scratch);
+    expect(1, "--pool", line);
+    snprintf(line, sizeof line, "probe --model %s/net --labels-per-class 5000", scratch);
+    expect(1, "not 5000", line);
+    expect(1, "no/such", "probe --model no/such");
+}
+
 /* ---- which tests there are ------------------------------------------------------------------ */
 
 enum { BOTH, DOUBLE_ONLY, FLOAT_ONLY }; // where a test says something
@@ -2537,11 +2849,19 @@ static const struct {
     {"model directory, written and read", test_model_directory, BOTH},
     {"Hugging Face's names and shapes", test_hugging_face_names, FLOAT_ONLY},
     {"foreign weights are refused by name", test_foreign_weights, FLOAT_ONLY},
+    {"PyTorch's numbers: features of every layer", test_pytorch_features, BOTH},
+    {"features: ranges, scales, pooling, threads", test_features_agree, BOTH},
+    {"L-BFGS finds known optima", test_lbfgs, BOTH},
+    {"logistic regression against plain descent", test_logistic_optimum, BOTH},
+    {"probe of separable and of random labels", test_probe, BOTH},
+    {"validation split and low-data draws", test_label_splits, FLOAT_ONLY},
+    {".npy", test_npy, FLOAT_ONLY},
     {"PNG", test_png, FLOAT_ONLY},
     {"SVG chart", test_chart, FLOAT_ONLY},
     {"training learns on data/emoji", test_training_learns, FLOAT_ONLY},
     {"command line: mistakes and help", test_command_line, FLOAT_ONLY},
     {"command line: train, resume, eval, sample", test_commands, FLOAT_ONLY},
+    {"command line: probe", test_command_probe, FLOAT_ONLY},
 };
 
 /* Arguments are test programs to run first (the other precision's); their counts are added. */
