@@ -3541,7 +3541,8 @@ static const char *option_text(const Options *o, const Option *option, char text
 
 /* Options that a resumed run takes over: those of training, but for where and how it runs. */
 static int is_kept(const Option *option) {
-    static const char *const own[] = {"out", "threads", "quiet", "resume", "init", "palette"};
+    static const char *const own[] = {"out", "threads", "quiet", "resume", "init", "palette",
+                                      "show"};
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         if (!strcmp(option->name, own[i])) return 0;
     return (option->commands & TRAIN) != 0;
