@@ -2633,8 +2633,9 @@ static const Stored *weight_find(const Safetensors *file, const char *name) {
    promises. Only lm_head may be missing, from a classifier and from a bare ImageGPTModel. */
 static int weights_check(Config config, const Safetensors *file) {
     Model m;
-    int bad = model_list(&m, config);
     int headless = safetensors_find(file, "score.weight") || safetensors_find(file, "wte.weight");
+    int bad = 0;
+    if (model_list(&m, config)) return -1;
     for (const Tensor *t = m.tensors; t < m.tensors + m.n_tensors && !bad; t++) {
         const Stored *s = weight_find(file, t->name);
         int64_t first = (int64_t)(t->rank == 1 ? t->cols : t->rows);

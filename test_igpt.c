@@ -2741,6 +2741,8 @@ static const struct {
     {"command line: complete", test_complete, FLOAT_ONLY},
 };
 
+#ifndef IGPT_FUZZ
+
 /* Arguments are test programs to run first (the other precision's); their counts are added. */
 int main(int argc, char **argv) {
     int passed = 0, failed = 0;
@@ -2771,3 +2773,173 @@ int main(int argc, char **argv) {
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }
+
+#else
+
+/* ---- fuzzing: make fuzz ---------------------------------------------------------------------
+
+   An input's first byte chooses which of these files the rest is; the others of its folder are
+   whole. Whole is what lies at `from`, or `head` and then ones up to `size`. */
+
+static const struct {
+    const char *path, *from, *head;
+    size_t n_head, size;
+} inputs[] = {
+    {"json/x.json", .from = "data/fixture/hf/config.json"},
+    {"safetensors/x.safetensors", .from = "data/fixture/hf/expected.safetensors"},
+    {"model/model.safetensors", .from = "data/fixture/hf/model.safetensors"},
+    {"model/config.json", .from = "data/fixture/hf/config.json"},
+    {"model/preprocessor_config.json", .from = "data/fixture/hf/preprocessor_config.json"},
+    {"cifar10/data_batch_1.bin", .size = 3073},
+    {"cifar10/test_batch.bin", .size = 3073},
+    {"cifar10/batches.meta.txt", NULL, "a\nb\nc\nd\n", 8, 8},
+    {"cifar100/train.bin", .size = 3074},
+    {"cifar100/test.bin", .size = 3074},
+    {"stl10/train_X.bin", .size = 27648},
+    {"stl10/train_y.bin", .size = 1},
+    {"stl10/test_X.bin", .size = 27648},
+    {"stl10/test_y.bin", .size = 1},
+    {"idx/train-images-idx3-ubyte", NULL, "\0\0\10\3\0\0\0\2\0\0\0\3\0\0\0\4", 16, 40},
+    {"idx/train-labels-idx1-ubyte", NULL, "\0\0\10\1\0\0\0\2", 8, 10},
+    {"idx/t10k-images-idx3-ubyte", NULL, "\0\0\10\3\0\0\0\2\0\0\0\3\0\0\0\4", 16, 40},
+    {"idx/t10k-labels-idx1-ubyte", NULL, "\0\0\10\1\0\0\0\2", 8, 10},
+    {"pictures/a.ppm", NULL, "P6 1 1 255\nabc", 14, 14},
+    {"pictures/b.pgm", NULL, "P5 2 1 255\nab", 13, 13},
+};
+enum { MODELS = 2, DATA_SETS = 5, N_INPUTS = sizeof inputs / sizeof *inputs };
+
+static struct {
+    char *folder, *path;
+    uint8_t *bytes;
+    size_t n;
+} whole[N_INPUTS];
+
+static void insist(int condition) {
+    if (!condition) abort();
+}
+
+static void remove_scratch(void) {
+    char line[128];
+    snprintf(line, sizeof line, "rm -rf %s", scratch);
+    insist(system(line) == 0);
+}
+
+/* Make the whole files. They are the seeds, too, if the last argument is a folder for the corpus;
+   of those that hold little else but ones, the beginning. */
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    insist(mkdtemp(strcpy(scratch_folder, "/tmp/igpt-fuzz-XXXXXX")) != NULL);
+    atexit(remove_scratch);
+    for (int k = 0; k < N_INPUTS; k++) {
+        size_t n = inputs[k].size;
+        uint8_t *bytes = inputs[k].from ? read_bytes(inputs[k].from, &n) : memset(malloc(n), 1, n);
+        if (inputs[k].head) memcpy(bytes, inputs[k].head, inputs[k].n_head);
+        whole[k].path = strdup(scratch_path(inputs[k].path));
+        whole[k].folder = strdup(whole[k].path);
+        *strrchr(whole[k].folder, '/') = 0;
+        whole[k].bytes = bytes;
+        whole[k].n = n;
+        mkdir(whole[k].folder, 0700);
+        write_bytes(whole[k].path, bytes, n);
+        char seed[300];
+        snprintf(seed, sizeof seed, "%s/seed-%d", (*argv)[*argc - 1], k);
+        FILE *f = fopen(seed, "wb");
+        if (!f) continue;
+        putc(k + 8 * N_INPUTS, f); // pictures of 8 x 8
+        fwrite(bytes, 1, inputs[k].from || n < 64 ? n : 64, f);
+        fclose(f);
+    }
+    return 0;
+}
+
+/* Every node is well formed, and reading it touches nothing that is not there. */
+static void insist_json(const Json *json, int depth) {
+    insist(depth <= 64 && (json->type == JSON_STRING) == (json->text != NULL));
+    insist(!json->text || strlen(json->text) < SIZE_MAX);
+    for (const Json *item = json->child; item; item = item->next) {
+        insist(json->type == JSON_OBJECT ? json_get(json, item->key) == item : !item->key);
+        insist_json(item, depth + 1);
+    }
+}
+
+/* Read every tensor; what metadata was accepted must survive being written. */
+static void insist_safetensors(Safetensors *s, size_t size) {
+    const Json *metadata = json_get(s->header, "__metadata__");
+    const char *pairs[65] = {0};
+    int n_pairs = 0;
+    for (int i = 0; i < s->n_tensor; i++) {
+        const Stored *t = &s->tensors[i];
+        insist(t->begin >= 8 && t->begin <= t->end && t->end <= (int64_t)size);
+        size_t n = (uint64_t)t->count <= size ? (size_t)t->count : 0; // more cannot be read
+        real *values = malloc(n * sizeof *values + 1);
+        if (safetensors_read(s, t, values)) insist(strstr(error_text(), "dtype") != NULL);
+        else insist(n == (size_t)t->count);
+        free(values);
+    }
+    for (const Json *item = metadata ? metadata->child : NULL; item && n_pairs < 64; item = item->next)
+        pairs[n_pairs++] = item->key, pairs[n_pairs++] = item->text;
+    Safetensors copy;
+    Stored t = {.name = "t", .dtype = "F16", .n_dim = 1, .shape = {2}};
+    const char *path = scratch_path("copy.safetensors");
+    if (!metadata) return;
+    insist(!safetensors_write(path, &t, 1, pairs) && !safetensors_open(&copy, path));
+    for (int i = 0; i < n_pairs; i += 2)
+        insist(!strcmp(safetensors_metadata(&copy, pairs[i]), pairs[i + 1]));
+    safetensors_close(&copy);
+}
+
+/* Every picture and every label is there. */
+static void insist_images(const Images *set, int n_class) {
+    size_t sum = 0;
+    for (size_t i = 0; i < (size_t)set->n * (size_t)(set->px * set->px) * 3; i++) sum += set->rgb[i];
+    for (int i = 0; i < set->n && set->labels; i++)
+        insist(set->labels[i] >= -1 && set->labels[i] < n_class);
+    insist(set->n > 0 && (set->labels != NULL) == (n_class > 0) && sum < SIZE_MAX / 2);
+}
+
+/* Read it; returns whether it was refused. */
+static int fuzz_one(int kind, int n_px, const uint8_t *data, size_t size) {
+    Safetensors s;
+    Model m;
+    Dataset set;
+    Json *json = kind == 0 ? json_parse((const char *)data, size, "fuzz") : NULL;
+    if (json) insist_json(json, 0);
+    free(json);
+    if (kind == 0) return !json;
+    if (kind < MODELS) {
+        if (safetensors_open(&s, whole[kind].path)) return 1;
+        insist_safetensors(&s, size);
+        safetensors_close(&s);
+    } else if (kind < DATA_SETS) {
+        if (model_load(&m, whole[kind].folder)) return insist(!m.params && !m.tensors), 1;
+        insist(m.n_params * 2 <= 8192 && m.config.n_vocab == 12);
+        model_free(&m);
+    } else {
+        if (dataset_read(&set, whole[kind].folder, n_px)) return insist(!set.train.rgb), 1;
+        insist_images(&set.train, set.n_class);
+        insist_images(&set.test, set.n_class);
+        dataset_free(&set);
+    }
+    return 0;
+}
+
+/* A data set's input that is shorter than the whole file and of even length is laid over it. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (!size) return 0;
+    int kind = *data % N_INPUTS, n_px = *data / N_INPUTS; // 0 is refused
+    data++, size--;
+    size_t n = kind >= DATA_SETS && size % 2 == 0 && size < whole[kind].n ? whole[kind].n : size;
+    uint8_t *bytes = malloc(n + 1);
+    memcpy(bytes, whole[kind].bytes, n < whole[kind].n ? n : whole[kind].n);
+    memcpy(bytes, data, size);
+    remove(whole[kind].path); // some file systems wait for the disk where a file is cut to nothing
+    write_bytes(whole[kind].path, bytes, n);
+    if (fuzz_one(kind, n_px, bytes, n)) insist(*error_text());
+    remove(whole[kind].path);
+    write_bytes(whole[kind].path, whole[kind].bytes, whole[kind].n);
+    free(bytes);
+    return 0;
+}
+
+#endif // IGPT_FUZZ
