@@ -2976,8 +2976,8 @@ void sample_images(const Model *m, Sampler *s, uint16_t *tokens, int n, int give
 }
 
 /* ==== 12 pictures ===============================================================================
-   What a person looks at: PNG sheets, the terminal, SVG charts. A PNG without compression is a few headers, two
-   checksums and the pixels; every viewer opens it. */
+   What a person looks at: PNG sheets, the terminal, SVG charts. A PNG without compression is a few
+   headers, two checksums and the pixels; every viewer opens it. */
 
 static uint32_t crc32_add(uint32_t crc, const uint8_t *p, size_t n) {
     static const uint32_t nibble[16] = { // the polynomial 0xedb88320 worked through four bits
@@ -3934,7 +3934,10 @@ static uint16_t *originals_read(const Options *o, const Model *m, int *n) {
     for (int i = 0; i < *n && rgb && tokens && !bad; i++) {
         uint8_t *to = rgb + 3 * (size_t)i * T;
         if (o->image) bad = image_read(o->image[i], to, px);
-        else memcpy(to, images_at(&data.test, ((int64_t)i * n_test / *n + o->seed) % n_test), 3 * T);
+        else {
+            int64_t chosen = ((int64_t)i * n_test / *n + o->seed) % n_test;
+            memcpy(to, images_at(&data.test, chosen), 3 * T);
+        }
     }
     if (!rgb || !tokens || bad ||
         palette_index(tokens, rgb, (size_t)*n * T, m->palette, m->config.n_vocab)) {

@@ -24,8 +24,12 @@ def main(out):
     model = ImageGPTForCausalImageModeling(config).eval()
     with torch.no_grad():  # so large that every part counts; no biases, as in OpenAI's models
         for name, p in model.named_parameters():
-            gain = ".ln_" in name
-            p.copy_(torch.zeros_like(p) if name.endswith("bias") else gain + (0.2 if gain else 0.4) * torch.randn_like(p))
+            if name.endswith("bias"):
+                p.zero_()
+            elif ".ln_" in name:
+                p.normal_(1, 0.2)
+            else:
+                p.normal_(0, 0.4)
     model.to(torch.bfloat16).save_pretrained(out)
     clusters = rng.uniform(-1, 1, (K, 3)).astype(np.float32).tolist()
     processor = ImageGPTImageProcessor(clusters=clusters, size={"height": PX, "width": PX})
