@@ -3,6 +3,7 @@
 #
 #   make            the program, ./igpt
 #   make test       all tests
+#   make fuzz       strange files for every reader, FUZZ_SECONDS=1200; needs clang
 #   make clean
 #
 # make ARCH= builds for any machine of this kind instead of this one; make OPENMP= without threads.
@@ -33,7 +34,14 @@ test_igpt_double: test_igpt.c igpt.c igpt.h Makefile
 test: igpt test_igpt test_igpt_double
 	@./test_igpt ./test_igpt_double
 
-clean:
-	rm -f igpt test_igpt test_igpt_double
+FUZZ_SECONDS ?= 1200
+fuzz:
+	clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+	    -Wno-unknown-pragmas -DIGPT_NO_MAIN -DIGPT_FUZZ test_igpt.c igpt.c -o fuzz_igpt -lm
+	@corpus=$$(mktemp -d); ./fuzz_igpt -max_total_time=$(FUZZ_SECONDS) -max_len=8192 \
+	    -artifact_prefix=fuzz_ $$corpus; status=$$?; rm -r $$corpus; exit $$status
 
-.PHONY: test clean
+clean:
+	rm -f igpt test_igpt test_igpt_double fuzz_igpt
+
+.PHONY: test fuzz clean

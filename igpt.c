@@ -15,7 +15,7 @@
      10 sampling      key-value cache, new images, completions
      11 probe         features of every layer, logistic regression by L-BFGS
      12 pictures      PNG, charts, the terminal
-     13 commands      train, probe, sample, eval, palette, info
+     13 commands      train, probe, sample, complete, eval, palette, info, bench
 
    igpt.h documents what each public function computes. Notation in comments: B images, T positions,
    K colours, d = n_embd, H heads, L layers, C classes; (B, T, d) is row-major. */
@@ -39,6 +39,7 @@
 
 /* The platform: all that is not C11 stands in this block. */
 #include <dirent.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -88,6 +89,11 @@ static double seconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int terminal_columns(void) { // of stderr's terminal
+    struct winsize size;
+    return ioctl(2, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
 }
 #endif
 
@@ -2705,19 +2711,41 @@ static int weights_save(const Model *m, const char *path, const char *dtype) {
     return bad ? -1 : 0;
 }
 
+/* The tensor of this name; ImageGPTModel saves without "transformer." in front. */
+static const Stored *weight_find(const Safetensors *file, const char *name) {
+    const size_t prefix = strlen("transformer.");
+    const Stored *s = safetensors_find(file, name);
+    return s || strncmp(name, "transformer.", prefix) ? s : safetensors_find(file, name + prefix);
+}
+
+/* Is every tensor there, in its shape? Found out before memory is taken for what config.json
+   promises. Only lm_head may be missing, from a classifier and from a bare ImageGPTModel. */
+static int weights_check(Config config, const Safetensors *file) {
+    Model m;
+    int headless = safetensors_find(file, "score.weight") || safetensors_find(file, "wte.weight");
+    int bad = 0;
+    if (model_list(&m, config)) return -1;
+    for (const Tensor *t = m.tensors; t < m.tensors + m.n_tensors && !bad; t++) {
+        const Stored *s = weight_find(file, t->name);
+        int64_t first = (int64_t)(t->rank == 1 ? t->cols : t->rows);
+        if (!s && !(headless && t->kind == LM_HEAD))
+            bad = fail("%s: tensor %s is missing", file->path, t->name);
+        else if (s && (s->n_dim != t->rank || s->shape[0] != first ||
+                       s->shape[t->rank - 1] != (int64_t)t->cols))
+            bad = fail("%s: tensor %s has %d dimensions and %lld elements, expected %zu x %zu",
+                       file->path, t->name, s->n_dim, (long long)s->count, t->rows, t->cols);
+    }
+    model_free(&m);
+    return bad;
+}
+
 static int tensor_load(const Model *m, const Tensor *t, Safetensors *file) {
-    const Stored *s = safetensors_find(file, t->name);
-    if (!s) return fail("%s: tensor %s is missing", file->path, t->name);
-    int64_t first = (int64_t)(t->rank == 1 ? t->cols : t->rows);
-    if (s->n_dim != t->rank || s->shape[0] != first ||
-        (t->rank == 2 && s->shape[1] != (int64_t)t->cols))
-        return fail("%s: tensor %s has %d dimensions and %lld elements, expected %zu x %zu",
-                    file->path, t->name, s->n_dim, (long long)s->count, t->rows, t->cols);
-    if (safetensors_read(file, s, m->params + t->offset)) return -1;
+    const Stored *s = weight_find(file, t->name);
+    if (s && safetensors_read(file, s, m->params + t->offset)) return -1;
     if (!t->has_bias) return 0;
     char name[sizeof t->name];
     bias_name(name, sizeof name, t->name);
-    const Stored *bias = safetensors_find(file, name);
+    const Stored *bias = weight_find(file, name);
     if (!bias) return 0;
     real *values = zalloc((size_t)bias->count, sizeof *values);
     int bad = !values || safetensors_read(file, bias, values);
@@ -2848,11 +2876,10 @@ static int model_fill(Model *m, const char *dir, Safetensors *weights, const Jso
     for (int i = 0; i < m->n_tensors; i++)
         if (tensor_load(m, &m->tensors[i], weights)) return -1;
     const Json *labels = json_get(config, "id2label");
-    for (int k = 0; k < m->config.n_class; k++) {
-        char number[16];
-        snprintf(number, sizeof number, "%d", k);
-        const Json *name = json_get(labels, number);
-        if (name && name->text && class_rename(m, k, name->text)) return -1;
+    for (const Json *name = labels ? labels->child : NULL; name; name = name->next) {
+        long k = name->key ? strtol(name->key, NULL, 10) : -1;
+        if (name->text && k >= 0 && k < m->config.n_class && class_rename(m, (int)k, name->text))
+            return -1;
     }
     const char *path = file_in(dir, "preprocessor_config.json");
     Json *json = json_read(path);
@@ -2872,8 +2899,8 @@ int model_load(Model *m, const char *dir) {
     int bad = config_load(&c, json, path);
     if (!bad && !(bad = safetensors_open(&weights, file_in(dir, "model.safetensors")))) {
         const Stored *score = safetensors_find(&weights, "score.weight");
-        if (score && score->shape[0] <= 65535) c.n_class = (int)score->shape[0];
-        bad = model_init(m, c) || model_fill(m, dir, &weights, json);
+        if (score && score->n_dim && score->shape[0] <= 65535) c.n_class = (int)score->shape[0];
+        bad = weights_check(c, &weights) || model_init(m, c) || model_fill(m, dir, &weights, json);
         safetensors_close(&weights);
     }
     free(json);
@@ -2888,6 +2915,8 @@ int model_load(Model *m, const char *dir) {
 
 struct Sampler {
     int B;
+    RowDrawn *watch;
+    void *context; // watch's
     real *keys;   // (L, B, H, d / H, T): transposed, so that q K' streams through it
     real *values; // (L, B, H, T, d / H)
     real *h, *n, *inv, *qkv, *att, *u, *logits;
@@ -2975,6 +3004,15 @@ const real *sampler_step(const Model *m, Sampler *s, int t, const uint16_t *prev
     return s->logits;
 }
 
+void sampler_watch(Sampler *s, RowDrawn *watch, void *context) {
+    s->watch = watch;
+    s->context = context;
+}
+
+double sample_uniform(uint64_t seed, int image, int t) {
+    return random_uniform(seed, stream_of(FOR_SAMPLE, (uint64_t)image), (uint64_t)t);
+}
+
 static int descending(const void *a, const void *b) {
     real x = *(const real *)a, y = *(const real *)b;
     return (x < y) - (x > y);
@@ -3006,7 +3044,7 @@ static int draw(const real *logits, int K, double uniform, double temperature, i
 
 void sample_images(const Model *m, Sampler *s, uint16_t *tokens, int n, int given, uint64_t seed,
                    int first, double temperature, int top_k) {
-    int T = m->config.n_px * m->config.n_px, K = m->config.n_vocab;
+    int px = m->config.n_px, T = px * px, K = m->config.n_vocab;
     for (int i0 = 0; i0 < n; i0 += s->B) {
         int B = n - i0 < s->B ? n - i0 : s->B;
         uint16_t *previous = s->previous;
@@ -3014,13 +3052,14 @@ void sample_images(const Model *m, Sampler *s, uint16_t *tokens, int n, int give
             const real *logits = sampler_step(m, s, t, previous, B);
             for (int b = 0; b < B; b++) {
                 uint16_t *token = &tokens[(size_t)(i0 + b) * (size_t)T + (size_t)t];
-                uint64_t stream = stream_of(FOR_SAMPLE, (uint64_t)(first + i0 + b));
                 if (t >= given)
                     *token = (uint16_t)draw(logits + (size_t)b * (size_t)K, K,
-                                            random_uniform(seed, stream, (uint64_t)t), temperature,
+                                            sample_uniform(seed, first + i0 + b, t), temperature,
                                             top_k, s->room);
                 previous[b] = *token;
             }
+            if (s->watch && (t + 1) % px == 0)
+                s->watch(s->context, tokens + (size_t)i0 * (size_t)T, B, (t + 1) / px);
         }
     }
 }
@@ -3368,8 +3407,8 @@ int npy_write(const char *path, const Stored *array) {
 }
 
 /* ==== 12 pictures ===============================================================================
-   What a person looks at: PNG sheets, SVG charts. A PNG without compression is a few headers, two
-   checksums and the pixels; every viewer opens it. */
+   What a person looks at: PNG sheets, the terminal, SVG charts. A PNG without compression is a few
+   headers, two checksums and the pixels; every viewer opens it. */
 
 static uint32_t crc32_add(uint32_t crc, const uint8_t *p, size_t n) {
     static const uint32_t nibble[16] = { // the polynomial 0xedb88320 worked through four bits
@@ -3452,6 +3491,22 @@ int sheet_write(const char *path, const uint16_t *tokens, int n, int px, const r
     free(rgb);
     free(sheet);
     return bad ? -1 : 0;
+}
+
+void terminal_rows(FILE *f, const uint16_t *tokens, int n, int px, int row, const real *palette) {
+    for (int i = 0; i < n; i++) {
+        const uint16_t *pixel = tokens + ((size_t)i * (size_t)px + (size_t)row) * (size_t)px;
+        for (int x = 0; x < px; x++, pixel++)
+            for (int half = 0; half < 2; half++) { // 38: the character's colour, 48: its ground's
+                uint8_t rgb[3];
+                if (row + half < px) {
+                    palette_colours(rgb, pixel + half * px, 1, palette);
+                    fprintf(f, "\033[%d;2;%d;%d;%dm", half ? 48 : 38, rgb[0], rgb[1], rgb[2]);
+                }
+                if (half) fputs("\xe2\x96\x80", f); // U+2580, upper half block
+            }
+        fputs(i + 1 < n ? "\033[0m " : "\033[0m\n", f);
+    }
 }
 
 /* A step of 1, 2 or 5 times a power of ten that divides a range into about five. */
@@ -3567,15 +3622,28 @@ typedef struct {
     int n_layer, n_head, n_embd, n_px, n_vocab; // -1: the preset's
     int batch, micro_batch, steps, warmup, eval_every, save_every, resume, recompute;
     double lr;
-    int n, top_k;
+    int n, top_k, completions, rows, show, f16;
     double temperature;
     const char *pool, *features;
     int concat, labels_per_class, masks;
     double mask_prob;
+    char **image;
 } Options;
 
-enum { TEXT, WHOLE, NUMBER, FLAG };
-enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, BENCH = 16, PROBE = 128, ALL = 0xff };
+enum { TEXT, WHOLE, NUMBER, FLAG, LIST }; // a list ends before the next option
+enum {
+    TRAIN = 1,
+    SAMPLE = 2,
+    EVAL = 4,
+    INFO = 8,
+    BENCH = 16,
+    FINETUNE = 32,
+    PALETTE = 64,
+    PROBE = 128,
+    COMPLETE = 256,
+    ALL = 511,
+    DRAWS = TRAIN | SAMPLE | COMPLETE // pictures
+};
 
 typedef struct {
     const char *name;
@@ -3590,11 +3658,12 @@ typedef struct {
 
 #define AT(field) offsetof(Options, field)
 static const Option option_table[] = {
-    {"data", TEXT, AT(data), TRAIN | EVAL | PROBE, "data/emoji", "DIR", 0, 0, "the pictures"},
-    {"model", TEXT, AT(model), SAMPLE | EVAL | INFO | PROBE, "out", "DIR", 0, 0,
+    {"data", TEXT, AT(data), TRAIN | EVAL | PROBE | COMPLETE, "data/emoji", "DIR", 0, 0,
+     "the pictures"},
+    {"model", TEXT, AT(model), SAMPLE | EVAL | INFO | PROBE | COMPLETE, "out", "DIR", 0, 0,
      "a model directory"},
-    {"out", TEXT, AT(out), TRAIN | SAMPLE | PROBE, "out", "DIR", 0, 0, "where to write"},
-    {"seed", WHOLE, AT(seed), TRAIN | SAMPLE | PROBE, "1", "N", 0, INT_MAX,
+    {"out", TEXT, AT(out), DRAWS | PROBE, "out", "DIR", 0, 0, "where to write"},
+    {"seed", WHOLE, AT(seed), DRAWS | PROBE, "1", "N", 0, INT_MAX,
      "of all random numbers"},
     {"threads", WHOLE, AT(threads), ALL, "0", "N", 0, 1024, "to compute with; 0: all cores"},
     {"quiet", FLAG, AT(quiet), ALL, "", "", 0, 0, "no progress on stderr"},
@@ -3633,11 +3702,18 @@ static const Option option_table[] = {
      "BERT: probability that a position is masked"},
     {"features", TEXT, AT(features), PROBE, "", "FILE.npy", 0, 0,
      "write all layers' features, and labels to FILE.labels.npy"},
+    {"f16", FLAG, AT(f16), TRAIN, "", "", 0, 0, "write the weights as F16, in half the space"},
     {"n", WHOLE, AT(n), SAMPLE, "40", "N", 1, 100000, "pictures"},
-    {"temperature", NUMBER, AT(temperature), TRAIN | SAMPLE, "0.85", "X", 0.01, 100,
+    {"n", WHOLE, AT(completions), COMPLETE, "5", "N", 1, 1000, "completions of each picture"},
+    {"image", LIST, AT(image), COMPLETE, "", "FILE ...", 0, 0,
+     "complete these PPM or PGM files instead of test pictures, which --seed chooses"},
+    {"rows", WHOLE, AT(rows), COMPLETE, "", "N", 0, 256, "rows that are given; default half"},
+    {"temperature", NUMBER, AT(temperature), DRAWS, "0.85", "X", 0.01, 100,
      "above 1 wilder, below 1 tamer"},
-    {"top-k", WHOLE, AT(top_k), TRAIN | SAMPLE, "0", "N", 0, 65535,
+    {"top-k", WHOLE, AT(top_k), DRAWS, "0", "N", 0, 65535,
      "draw only from the N most probable colours; 0: from all"},
+    {"show", WHOLE, AT(show), DRAWS, "", "0|1", 0, 1,
+     "draw in the terminal; default 1 where COLORTERM says that it has 24-bit colour"},
     {"csv", TEXT, AT(csv), BENCH, "", "FILE", 0, 0, "write the figures there, too"},
 };
 enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
@@ -3668,17 +3744,21 @@ static int is_given(const char *name) {
     return 0;
 }
 
-/* The console: notes and one moving progress line, all on stderr. */
+/* The console: notes, pictures and one moving progress line, all on stderr. */
 static struct {
-    int quiet, terminal, pending;
+    int quiet, terminal, show, pending;
     double last;
 } console;
+
+static void progress_clear(void) {
+    if (console.pending) fputs("\r\033[K", stderr);
+    console.pending = 0;
+}
 
 static void note(const char *format, ...) {
     va_list args;
     if (console.quiet) return;
-    if (console.pending) fputs("\r\033[K", stderr);
-    console.pending = 0;
+    progress_clear();
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
@@ -3698,6 +3778,32 @@ static void progress(const char *format, ...) {
     if (!console.terminal) fputc('\n', stderr);
     console.pending = console.terminal;
     fflush(stderr);
+}
+
+static int takes_colour(void) {
+    const char *is = getenv("COLORTERM");
+    return console.terminal && is && (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
+}
+
+/* What is being drawn, for those who wait: how far it is, and the pictures that fit side by side,
+   growing. A line of characters takes two rows of pixels. */
+typedef struct {
+    const Model *model;
+    const uint16_t *tokens; // (n, T)
+    int n;
+} Drawing;
+
+static void show_row(void *context, const uint16_t *tokens, int B, int rows) {
+    const Drawing *d = context;
+    int px = d->model->config.n_px, across = (terminal_columns() + 1) / (px + 1);
+    int first = (int)((tokens - d->tokens) / (px * px));
+    if (console.show && (rows % 2 == 0 || rows == px)) {
+        progress_clear();
+        terminal_rows(stderr, tokens, across < 1 ? 1 : across < B ? across : B, px, (rows - 1) & ~1,
+                      d->model->palette);
+        if (rows == px) fputc('\n', stderr);
+    }
+    progress("drawing %d to %d of %d, row %d of %d", first + 1, first + B, d->n, rows, px);
 }
 
 static volatile sig_atomic_t interrupted;
@@ -3836,6 +3942,7 @@ typedef struct {
     uint16_t *tokens;             // (micro_batch, T)
     uint16_t *samples;            // (n_samples, T)
     int n_samples;
+    Drawing drawing;              // of samples
     int *order, epoch;            // of the training images in this epoch
     int step;                     // steps done
     double loss;                  // summed since the last row of the log
@@ -3905,7 +4012,8 @@ static const char *option_text(const Options *o, const Option *option, char text
 
 /* Options that a resumed run takes over: those of training, but for where and how it runs. */
 static int is_kept(const Option *option) {
-    static const char *const own[] = {"out", "threads", "quiet", "resume", "init", "palette"};
+    static const char *const own[] = {"out", "threads", "quiet", "resume", "init", "palette",
+                                      "show"};
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         if (!strcmp(option->name, own[i])) return 0;
     return (option->commands & TRAIN) != 0;
@@ -4103,6 +4211,8 @@ static int run_open(Run *r, Options *o, Safetensors *state) {
         return -1;
     r->first = r->grads + n;
     r->second = r->first + n;
+    r->drawing = (Drawing){&r->model, r->samples, r->n_samples};
+    sampler_watch(r->sampler, show_row, &r->drawing);
     return state->file ? run_resume(r, state) : 0;
 }
 
@@ -4131,7 +4241,8 @@ static int run_report(Run *r, int evaluating) {
 
 static int run_save(const Run *r) {
     if (state_save(r, file_in(r->o->out, "train_state.safetensors"))) return -1;
-    return model_save(&r->model, r->o->out, sizeof(real) == 8 ? "F64" : "F32");
+    const char *dtype = r->o->f16 ? "F16" : sizeof(real) == 8 ? "F64" : "F32";
+    return model_save(&r->model, r->o->out, dtype);
 }
 
 static int run_steps(Run *r) {
@@ -4186,28 +4297,32 @@ static int command_train(Options *o) {
     return bad ? -1 : 0;
 }
 
+/* Draw n pictures into tokens (n, T), of each of which the first `rows` rows are there already. */
+static int draw_pictures(const Options *o, const Model *m, uint16_t *tokens, int n, int rows) {
+    Drawing drawing = {m, tokens, n};
+    int most = sample_batch(&m->config);
+    Sampler *sampler = sampler_new(&m->config, n < most ? n : most);
+    if (!sampler) return -1;
+    double began = seconds_now();
+    sampler_watch(sampler, show_row, &drawing);
+    sample_images(m, sampler, tokens, n, rows * m->config.n_px, (uint64_t)o->seed, 0,
+                  o->temperature, o->top_k);
+    double seconds = seconds_now() - began;
+    note("%d pictures in %.1f s", n, seconds);
+    printf("pictures_per_second %.2f\n", n / seconds);
+    free(sampler);
+    return 0;
+}
+
 static int command_sample(Options *o) {
     Model m;
     if (model_load(&m, o->model)) return -1;
-    int n = o->n, most = sample_batch(&m.config), B = n < most ? n : most, T = m.config.n_px * m.config.n_px;
-    int columns = n < SHEET_COLUMNS ? n : SHEET_COLUMNS;
-    uint16_t *tokens = zalloc((size_t)n * (size_t)T, sizeof *tokens);
-    Sampler *sampler = sampler_new(&m.config, B);
-    int bad = !tokens || !sampler || folder_check(o->out);
-    double began = seconds_now();
-    for (int i = 0; i < n && !bad; i += B) {
-        sample_images(&m, sampler, tokens + (size_t)i * (size_t)T, n - i < B ? n - i : B, 0,
-                      (uint64_t)o->seed, i, o->temperature, o->top_k);
-        progress("%d of %d pictures", n - i < B ? n : i + B, n);
-    }
-    double seconds = seconds_now() - began;
+    int n = o->n, columns = n < SHEET_COLUMNS ? n : SHEET_COLUMNS;
+    uint16_t *tokens = zalloc((size_t)n * dimension(&m.config, DIM_T), sizeof *tokens);
+    int bad = !tokens || folder_check(o->out) || draw_pictures(o, &m, tokens, n, 0);
     const char *path = file_in(o->out, "samples.png");
     bad = bad || sheet_write(path, tokens, n, m.config.n_px, m.palette, columns);
-    if (!bad) {
-        note("%d pictures in %.1f s", n, seconds);
-        printf("samples %s\npictures_per_second %.2f\n", path, n / seconds);
-    }
-    free(sampler);
+    if (!bad) printf("samples %s\n", path);
     free(tokens);
     model_free(&m);
     return bad ? -1 : 0;
@@ -4278,6 +4393,85 @@ static int command_info(Options *o) {
            3 * forward / 1e9);
     printf("training_memory_mb %.0f\nsampling_memory_mb %.0f\n", training / 1e6, sampling / 1e6);
     return 0;
+}
+
+static int list_length(char *const *list) {
+    int n = 0;
+    while (list[n] && strncmp(list[n], "--", 2)) n++;
+    return n;
+}
+
+/* The pictures to complete, as tokens (n, T) for the caller to free: those of --image; or test
+   pictures, evenly spread. */
+static uint16_t *originals_read(const Options *o, const Model *m, int *n) {
+    enum { TEST_PICTURES = 8 };
+    int px = m->config.n_px, bad = 0;
+    size_t T = (size_t)px * (size_t)px;
+    Dataset data = {.n_class = 0};
+    if (!o->image && dataset_read(&data, o->data, px)) return NULL;
+    int n_test = data.test.n, shown = n_test < TEST_PICTURES ? n_test : TEST_PICTURES;
+    *n = o->image ? list_length(o->image) : shown;
+    uint8_t *rgb = zalloc((size_t)*n * T, 3);
+    uint16_t *tokens = zalloc((size_t)*n * T, sizeof *tokens);
+    for (int i = 0; i < *n && rgb && tokens && !bad; i++) {
+        uint8_t *to = rgb + 3 * (size_t)i * T;
+        if (o->image) bad = image_read(o->image[i], to, px);
+        else {
+            int64_t chosen = ((int64_t)i * n_test / *n + o->seed) % n_test;
+            memcpy(to, images_at(&data.test, chosen), 3 * T);
+        }
+    }
+    if (!rgb || !tokens || bad ||
+        palette_index(tokens, rgb, (size_t)*n * T, m->palette, m->config.n_vocab)) {
+        free(tokens);
+        tokens = NULL;
+    }
+    free(rgb);
+    dataset_free(&data);
+    return tokens;
+}
+
+/* A sheet like the paper's figure 1: a line for each picture has what is given, the rest in grey,
+   then `each` completions, then the original. Grey is a colour more than the palette has. */
+static int completions_write(const char *path, const Model *m, const uint16_t *originals,
+                             const uint16_t *drawn, int n, int each, int rows) {
+    size_t T = dimension(&m->config, DIM_T), K = (size_t)m->config.n_vocab;
+    size_t line = ((size_t)each + 2) * T, drawn_line = (size_t)each * T;
+    size_t known = (size_t)(rows * m->config.n_px);
+    uint16_t *sheet = zalloc((size_t)n * line, sizeof *sheet);
+    real *palette = zalloc(3 * (K + 1), sizeof *palette); // colour K: 0, in the middle of [-1, 1]
+    int bad = !sheet || !palette;
+    for (size_t i = 0; i < (size_t)n && !bad; i++) {
+        uint16_t *to = sheet + i * line;
+        for (size_t t = 0; t < T; t++) to[t] = t < known ? originals[i * T + t] : (uint16_t)K;
+        memcpy(to + T, drawn + i * drawn_line, drawn_line * sizeof *to);
+        memcpy(to + T + drawn_line, originals + i * T, T * sizeof *to);
+    }
+    if (!bad) memcpy(palette, m->palette, 3 * K * sizeof *palette);
+    bad = bad || sheet_write(path, sheet, n * (each + 2), m->config.n_px, palette, each + 2);
+    free(palette);
+    free(sheet);
+    return bad;
+}
+
+static int command_complete(Options *o) {
+    Model m;
+    if (model_load(&m, o->model)) return -1;
+    int px = m.config.n_px, rows = o->rows < 0 ? px / 2 : o->rows, each = o->completions, n = 0;
+    size_t T = dimension(&m.config, DIM_T);
+    int bad = rows > px ? fail("--rows %d: the model's pictures have %d", rows, px) : 0;
+    uint16_t *originals = bad ? NULL : originals_read(o, &m, &n);
+    uint16_t *drawn = originals ? zalloc((size_t)n * (size_t)each * T, sizeof *drawn) : NULL;
+    for (size_t i = 0; drawn && i < (size_t)n * (size_t)each; i++)
+        memcpy(drawn + i * T, originals + i / (size_t)each * T, T * sizeof *drawn);
+    bad = !drawn || folder_check(o->out) || draw_pictures(o, &m, drawn, n * each, rows);
+    const char *path = file_in(o->out, "completions.png");
+    bad = bad || completions_write(path, &m, originals, drawn, n, each, rows);
+    if (!bad) printf("completions %s\n", path);
+    free(drawn);
+    free(originals);
+    model_free(&m);
+    return bad ? -1 : 0;
 }
 
 /* The linear probe. */
@@ -4855,6 +5049,7 @@ static const Command commands[] = {
     {"train", "pre-train on images", TRAIN, command_train},
     {"probe", "logistic regression on the features of every layer", PROBE, command_probe},
     {"sample", "draw new images", SAMPLE, command_sample},
+    {"complete", "hide the lower part of pictures and finish them", COMPLETE, command_complete},
     {"eval", "loss on the test images", EVAL, command_eval},
     {"info", "a model's parameters, FLOPs and memory, before anything is run", INFO, command_info},
     {"bench", "what this machine reaches, against its own peak", BENCH, command_bench},
@@ -4886,7 +5081,8 @@ static void help_all(FILE *f) {
         fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].summary);
     fprintf(f, "\nigpt COMMAND --help shows a command's options. A first run, five minutes:\n\n"
                "  igpt train             learns to draw emoji; look at out/samples.png\n"
-               "  igpt sample --n 64     draws more\n");
+               "  igpt sample --n 64     draws more\n"
+               "  igpt complete          finishes pictures of which it is given a half\n");
 }
 
 static void help_command(const Command *command) {
@@ -4931,9 +5127,13 @@ static int options_parse(Options *o, const Command *command, int argc, char **ar
             return fail("%s has no option --%s; did you mean --%s?", command->name, name, near->name);
         if (!option) return fail("%s has no option --%s", command->name, name);
         given[option - option_table] = 1;
+        int values = option->type == LIST ? list_length(argv + i + 1) : i + 1 < argc;
         if (option->type == FLAG) *(int *)(void *)((char *)o + option->where) = 1;
-        else if (i + 1 == argc) return fail("--%s needs a value: --%s %s", name, name, option->unit);
-        else if (option_set(o, option, argv[++i])) return -1;
+        else if (!values) return fail("--%s needs a value: --%s %s", name, name, option->unit);
+        else if (option->type == LIST) {
+            *(char ***)(void *)((char *)o + option->where) = argv + i + 1;
+            i += values;
+        } else if (option_set(o, option, argv[++i])) return -1;
     }
     return 0;
 }
@@ -4968,6 +5168,7 @@ int main(int argc, char **argv) {
     }
     console.quiet = o.quiet;
     console.terminal = isatty(2) && !getenv("NO_COLOR");
+    console.show = o.show < 0 ? !o.quiet && takes_colour() : o.show;
     threads_set(o.threads);
     if (command->run(&o) == 0) return fflush(stdout) ? 1 : 0;
     if (console.pending) fputc('\n', stderr);

@@ -360,7 +360,8 @@ int safetensors_write(const char *path, const Stored *tensors, int n, const char
 int model_save(const Model *model, const char *dir, const char *dtype);
 
 /* Read a model directory, one of these or one of Hugging Face's. There is nothing to free where
-   it fails. */
+   it fails. lm_head is zero where Hugging Face saved none: with ImageGPTForImageClassification
+   and ImageGPTModel. */
 int model_load(Model *model, const char *dir);
 
 /* ---- 10 sampling ---------------------------------------------------------------------------- */
@@ -376,6 +377,17 @@ size_t sampler_bytes(const Config *config, int B);
    previous (B) holds the tokens at t - 1 (not read at t = 0). Positions come in order from 0. */
 const real *sampler_step(const Model *model, Sampler *sampler, int t, const uint16_t *previous,
                          int B);
+
+/* Called with the images (B, T) that are being drawn together, when their first `rows` rows of
+   pixels are there. */
+typedef void RowDrawn(void *context, const uint16_t *tokens, int B, int rows);
+
+/* Have sample_images call watch(context, ...) after each row; NULL: nothing, as at the start. */
+void sampler_watch(Sampler *sampler, RowDrawn *watch, void *context);
+
+/* The uniform number by which sample_images draws position t of an image (numbered from first): the
+   first colour whose cumulative probability exceeds it. */
+double sample_uniform(uint64_t seed, int image, int t);
 
 /* Draw n images into tokens (n, T), of each of which the first `given` positions are there
    already. Logits are divided by temperature (> 0); top_k > 0 keeps only the most probable
@@ -451,6 +463,10 @@ int png_write(const char *path, const uint8_t *rgb, int width, int height);
 /* A sheet of n pictures of tokens (n, px * px), `columns` in a row, each pixel enlarged. */
 int sheet_write(const char *path, const uint16_t *tokens, int n, int px, const real *palette,
                 int columns);
+
+/* Write rows `row` and row + 1 of n pictures of tokens (n, px * px), side by side, as one line for a
+   terminal with 24-bit colour: a character shows one pixel above the other. */
+void terminal_rows(FILE *f, const uint16_t *tokens, int n, int px, int row, const real *palette);
 
 typedef struct {
     const char *name, *colour; // in the legend; an SVG colour

@@ -514,14 +514,18 @@ typedef struct {
 
 static const double fixture_tolerance = IS_DOUBLE ? 1e-9 : 1e-4;
 
-/* A tensor of the fixture, for the caller to free. */
+/* A tensor of a file, for the caller to free. */
+static real *stored_tensor(Safetensors *file, const char *name) {
+    const Stored *s = safetensors_find(file, name);
+    real *x = s ? calloc((size_t)s->count, sizeof *x) : NULL;
+    CHECK(x && !safetensors_read(file, s, x), "%s: %s", name, error_text());
+    return x;
+}
+
 static real *fixture_tensor(Fixture *f, const char *prefix, const char *name) {
     char full[128];
     snprintf(full, sizeof full, "%s%s", prefix, name);
-    const Stored *s = safetensors_find(&f->file, full);
-    real *x = s ? calloc((size_t)s->count, sizeof *x) : NULL;
-    CHECK(x && !safetensors_read(&f->file, s, x), "%s: %s", full, error_text());
-    return x;
+    return stored_tensor(&f->file, full);
 }
 
 static void fixture_open(Fixture *f, int objective_kind) {
@@ -2074,6 +2078,14 @@ static void test_cache_is_forward(void) {
     model_free(&m);
 }
 
+/* context: the row that was drawn last, and the rows of all pictures. */
+static void count_rows(void *context, const uint16_t *tokens, int B, int rows) {
+    int *seen = context;
+    CHECK(rows == seen[0] % 6 + 1 && tokens[6 * rows - 1] < 11, "row %d after %d", rows, seen[0]);
+    seen[0] = rows;
+    seen[1] += B;
+}
+
 static void test_samples_do_not_depend_on_the_split(void) {
     enum { N = 7, T = 36 };
     Model m = sampling_model();
@@ -2092,6 +2104,11 @@ static void test_samples_do_not_depend_on_the_split(void) {
     sampler = sampler_new(&m.config, 2);
     sample_images(&m, sampler, some, 2, 0, 5, 3, 1, 0);
     CHECK(!memcmp(all + 3 * T, some, 2 * T * sizeof *all), "the third picture differs");
+    int rows[2] = {0};
+    sampler_watch(sampler, count_rows, rows);
+    sample_images(&m, sampler, some, 3, 0, 5, 0, 1, 0); // two at once, then one
+    CHECK(rows[0] == 6 && rows[1] == 6 * 2 + 6, "%d rows at the end, %d in all", rows[0], rows[1]);
+    sampler_watch(sampler, NULL, NULL);
     memcpy(some, all + T, T * sizeof *all);
     sample_images(&m, sampler, some, 1, 20, 6, 0, 1, 0);
     CHECK(!memcmp(all + T, some, 20 * sizeof *all), "given positions changed");
@@ -2111,17 +2128,79 @@ static void test_sampling_frequencies(void) {
     uint16_t *tokens = calloc(N, sizeof *tokens), none[1] = {0};
     Sampler *sampler = sampler_new(&m.config, 50);
     const real *logits = sampler_step(&m, sampler, 0, none, 1);
-    double p[K], sum = 0, apart = 0;
-    for (int k = 0; k < K; k++) sum += p[k] = exp((double)logits[k] / 1.5);
-    sample_images(&m, sampler, tokens, N, 0, 1, 0, 1.5, 0);
+    double p[2][K], sum[2] = {0}; // from all, from the three most probable
     for (int k = 0; k < K; k++) {
-        int count = 0;
-        for (int i = 0; i < N; i++) count += tokens[i] == k;
-        apart = fmax(apart, fabs((double)count / N - p[k] / sum));
+        int above = 0;
+        for (int j = 0; j < K; j++) above += logits[j] > logits[k];
+        sum[0] += p[0][k] = exp((double)logits[k] / 1.5);
+        sum[1] += p[1][k] = above < 3 ? p[0][k] : 0;
     }
-    CHECK(apart < 0.03, "a frequency is off by %g", apart);
+    for (int few = 0; few < 2; few++) {
+        double apart = 0;
+        sample_images(&m, sampler, tokens, N, 0, 1, 0, 1.5, few ? 3 : 0);
+        for (int k = 0; k < K; k++) {
+            int count = 0;
+            for (int i = 0; i < N; i++) count += tokens[i] == k;
+            CHECK(p[few][k] > 0 || !count, "colour %d is not among the first three", k);
+            apart = fmax(apart, fabs((double)count / N - p[few][k] / sum[few]));
+        }
+        CHECK(apart < 0.03, "%s: a frequency is off by %g", few ? "top-k" : "all", apart);
+    }
     free(sampler);
     free(tokens);
+    model_free(&m);
+}
+
+/* The trained model in the tree, drawing what it drew where its vectors were made. Other compilers
+   and instruction sets round otherwise, so the same draw can fall to the neighbouring colour; but only
+   where the uniform number lies at the boundary between the two. Fed with the stored colours, the
+   logits differ by rounding alone (1e-5, nothing builds up), which moves no boundary by more than
+   that: so every stored colour must be the draw, up to MARGIN. What sample_images draws by itself is
+   compared as far as no boundary has come so near. IGPT_RECORD=1 writes the vectors instead. */
+static void test_trained_model(void) {
+    enum { N = 4, SEED = 1 };
+    const double MARGIN = 1e-4;
+    const char *path = "data/fixture/emoji-ar.safetensors";
+    Model m;
+    Safetensors file;
+    CHECK(!model_load(&m, "data/emoji-ar"), "%s", error_text());
+    int T = m.config.n_px * m.config.n_px, K = m.config.n_vocab, clear[N];
+    uint16_t *drawn = calloc((size_t)(N * T), sizeof *drawn), previous[N];
+    Sampler *sampler = sampler_new(&m.config, N);
+    sample_images(&m, sampler, drawn, N, 0, SEED, 0, 1, 0);
+    if (getenv("IGPT_RECORD")) {
+        real *values = calloc((size_t)(N * T), sizeof *values);
+        for (int i = 0; i < N * T; i++) values[i] = drawn[i];
+        Stored tokens = {.name = "tokens", .dtype = "F32", .n_dim = 2, .shape = {N, T},
+                         .data = values};
+        CHECK(!safetensors_write(path, &tokens, 1, NULL), "%s", error_text());
+        free(values);
+    }
+    CHECK(!safetensors_open(&file, path), "%s", error_text());
+    real *stored = stored_tensor(&file, "tokens");
+    int compared = 0, fits = safetensors_find(&file, "tokens")->count == N * T;
+    CHECK(fits, "%s is of another model", path);
+    for (int t = 0; t < T && fits; t++) {
+        const real *logits = sampler_step(&m, sampler, t, previous, N);
+        for (int b = 0; b < N; b++) {
+            double sum = 0, low = 0, u = sample_uniform(SEED, b, t);
+            previous[b] = (uint16_t)stored[b * T + t];
+            for (int k = 0; k < K; k++) sum += exp((double)logits[b * K + k]);
+            for (int k = 0; k < previous[b]; k++) low += exp((double)logits[b * K + k]) / sum;
+            double high = low + exp((double)logits[b * K + previous[b]]) / sum;
+            CHECK(u > low - MARGIN && u < high + MARGIN, "picture %d, position %d: %g is not in %g "
+                  "to %g", b, t, u, low, high);
+            clear[b] = (t == 0 || clear[b]) && u > low + MARGIN && u < high - MARGIN;
+            CHECK(!clear[b] || drawn[b * T + t] == previous[b], "picture %d, position %d: colour %d, "
+                  "not %d", b, t, drawn[b * T + t], previous[b]);
+            compared += clear[b];
+        }
+    }
+    CHECK(compared >= m.config.n_px, "only %d positions could be compared", compared);
+    safetensors_close(&file);
+    free(stored);
+    free(sampler);
+    free(drawn);
     model_free(&m);
 }
 
@@ -2206,7 +2285,56 @@ static void test_hugging_face_names(void) {
     model_free(&m);
 }
 
-/* A bias that is not zero, a tensor of another shape and one that is missing are refused by name. */
+/* A directory that transformers saved (data/make_hf.py), in BF16: its logits and palette indices. */
+static void test_hugging_face_model(void) {
+    enum { B = 3, T = 16, K = 12 };
+    Model m;
+    Safetensors file;
+    CHECK(!model_load(&m, "data/fixture/hf"), "%s", error_text());
+    CHECK(!safetensors_open(&file, "data/fixture/hf/expected.safetensors"), "%s", error_text());
+    real *tokens = stored_tensor(&file, "tokens"), *logits = stored_tensor(&file, "logits");
+    real *rgb = stored_tensor(&file, "rgb"), *indices = stored_tensor(&file, "indices");
+    uint16_t in[B * T], nearest[B * T];
+    uint8_t bytes[B * T * 3];
+    for (int i = 0; i < B * T; i++) in[i] = (uint16_t)tokens[i];
+    for (int i = 0; i < B * T * 3; i++) bytes[i] = (uint8_t)rgb[i];
+    Activations *acts = activations_new(&m.config, B, KEEP_NOTHING);
+    model_forward(&m, acts, in, NULL, B);
+    const real *is = model_logits(&m, acts, B);
+    double worst = 0, largest = 0;
+    for (int i = 0; i < B * T * K; i++) {
+        worst = fmax(worst, fabs((double)is[i] - (double)logits[i]));
+        largest = fmax(largest, fabs((double)logits[i]));
+    }
+    CHECK(worst < 1e-5 && largest > 1, "logits up to %g are off by %g", largest, worst);
+    palette_index(nearest, bytes, B * T, m.palette, K);
+    for (int i = 0; i < B * T; i++) CHECK(nearest[i] == indices[i], "pixel %d: %d", i, nearest[i]);
+    safetensors_close(&file);
+    real *lists[] = {tokens, logits, rgb, indices};
+    for (int i = 0; i < 4; i++) free(lists[i]);
+    free(acts);
+    model_free(&m);
+}
+
+/* F16 weights come back rounded to 11 bits. */
+static void test_half_weights(void) {
+    Model m, back;
+    CHECK(!model_init(&m, small), "%s", error_text());
+    fill(m.params, m.n_params, 9, 0.3);
+    CHECK(!model_save(&m, scratch_path("half"), "F16"), "%s", error_text());
+    CHECK(!model_load(&back, scratch_path("half")), "%s", error_text());
+    double worst = 0;
+    for (size_t i = 0; i < m.n_params; i++) {
+        double was = (double)m.params[i], is = (double)back.params[i];
+        worst = fmax(worst, fabs(is - was) / fmax(fabs(was), 0x1p-14));
+    }
+    CHECK(worst > 0 && worst <= 0x1p-11, "off by %g", worst);
+    model_free(&back);
+    model_free(&m);
+}
+
+/* A bias that is not zero, a tensor of another shape and one that is missing are refused by name. The
+   heads may be missing as transformers leaves them out. */
 static void test_foreign_weights(void) {
     Model m, back;
     char *dir = scratch_path("foreign"), path[300];
@@ -2227,21 +2355,36 @@ static void test_foreign_weights(void) {
     }
     safetensors_close(&file);
     real one[36] = {1};
-    for (int what = 0; what < 3; what++) {
+    enum { BIAS, SHAPE, MISSING, NO_HEADS, CLASSIFIER, BARE };
+    for (int what = BIAS; what <= BARE; what++) {
         Stored *list = calloc((size_t)n, sizeof *list);
         int count = 0;
-        const char *expected = what == 0 ? "h.1.attn.c_attn.bias" : "h.2.ln_2.weight";
+        const char *expected = what == BIAS ? "h.1.attn.c_attn.bias"
+                               : what <= MISSING ? "h.2.ln_2.weight" : "lm_head.weight";
         for (int i = 0; i < n; i++) {
             list[count] = changed[i];
             if (strstr(names[i], expected)) {
-                if (what == 0) list[count].data = one;
-                if (what == 1) list[count].shape[0] = 11;
-                if (what == 2) continue;
+                if (what == BIAS) list[count].data = one;
+                if (what == SHAPE) list[count].shape[0] = 11;
+                if (what >= MISSING) continue;
             }
+            if ((what == NO_HEADS || what == BARE) && !strcmp(names[i], "score.weight")) continue;
+            if (what >= CLASSIFIER && strstr(names[i], "ln_f")) list[count].data = one;
+            if (what == BARE) list[count].name += strlen("transformer.");
             count++;
         }
         CHECK(!safetensors_write(path, list, count, NULL), "%s", error_text());
-        CHECK(model_load(&back, dir) && strstr(error_text(), expected), "%d: %s", what, error_text());
+        if (what < CLASSIFIER) {
+            CHECK(model_load(&back, dir) && strstr(error_text(), expected), "%d: %s", what,
+                  error_text());
+        } else if (!model_load(&back, dir)) {
+            CHECK(back.config.n_class == (what == CLASSIFIER ? small.n_class : 0), "%d classes",
+                  back.config.n_class);
+            double sum = 0;
+            for (size_t i = 0; i < back.n_params; i++) sum += (double)back.params[i];
+            CHECK(sum == 1, "ln_f has not come in");
+            model_free(&back);
+        } else CHECK(0, "%d: %s", what, error_text());
         free(list);
     }
     free(changed);
@@ -2575,6 +2718,26 @@ static void test_png(void) {
     free(rgb);
 }
 
+/* Two pictures of 3 x 3: two lines, the last without lower pixels. */
+static void test_terminal(void) {
+    const real palette[] = {-1, -1, -1, 1, 1, 1, 1, -1, -1};
+    const uint16_t tokens[18] = {0, 1, 2, 1, 1, 1, 2, 2, 2, 1, 1, 1, 0, 0, 0, 1, 1, 1};
+    FILE *f = fopen(scratch_path("terminal"), "wb");
+    terminal_rows(f, tokens, 2, 3, 0, palette);
+    terminal_rows(f, tokens, 1, 3, 2, palette);
+    fclose(f);
+    size_t n;
+    char *text = (char *)read_bytes(scratch_path("terminal"), &n);
+    const char *first = "\033[38;2;0;0;0m\033[48;2;255;255;255m\xe2\x96\x80\033[38;2;255;255;255m";
+    CHECK(text && !strncmp(text, first, strlen(first)), "%s", text);
+    const char *last = strchr(text, '\n');
+    CHECK(last && strstr(last, "38;2;255;0;0m") && !strstr(last, "48;2;"), "%s", last);
+    int blocks = 0;
+    for (const char *p = text; (p = strstr(p, "\xe2\x96\x80")); p++) blocks++;
+    CHECK(blocks == 9 && !strcmp(text + n - 5, "\033[0m\n"), "%d blocks", blocks);
+    free(text);
+}
+
 static void test_chart(void) {
     const double x[] = {0, 1, 2}, y[] = {1, NAN, 3};
     const Series series[] = {{"a & b < c", "#123456", 3, x, y, 1}};
@@ -2675,6 +2838,9 @@ static void test_command_line(void) {
     expect(1, "no/such", "train --data no/such");
     expect(1, "no/such", "eval --model no/such");
     expect(1, "no/such", "sample --model no/such");
+    expect(2, "needs a value", "complete --image --rows 3");
+    expect(1, "no/such.ppm", "complete --model data/emoji-ar --image no/such.ppm");
+    expect(1, "--rows 200", "complete --model data/emoji-ar --rows 200");
     snprintf(line, sizeof line, "train --steps 1 --out %s/file", scratch);
     write_bytes(scratch_path("file"), "", 0);
     expect(1, "/file", line);
@@ -2723,6 +2889,32 @@ static void test_commands(void) {
     CHECK(run_igpt("sample --model %s/whole --out %s/drawn --n 3", scratch, scratch) == 0, "%s",
           output);
     CHECK(access(scratch_path("drawn/samples.png"), R_OK) == 0, "no samples.png");
+    CHECK(!strstr(output, "\033["), "escape sequences where no terminal is: %s", output);
+}
+
+/* A sheet of completions: 8 pixels in a cell of 96, with a gap of 4 around it. */
+static void check_sheet(int columns, int rows) {
+    size_t n;
+    uint8_t *png = read_bytes(scratch_path("completed/completions.png"), &n);
+    CHECK(n > 24 && be32(png + 16) == (uint32_t)(columns * 100 + 4) &&
+          be32(png + 20) == (uint32_t)(rows * 100 + 4), "%u x %u", be32(png + 16), be32(png + 20));
+    free(png);
+}
+
+static void test_complete(void) {
+    char line[600];
+    Model m;
+    snprintf(line, sizeof line, "complete --model %s/model8 --out %s/completed --data data/emoji",
+             scratch, scratch);
+    Config c = {.n_px = 8, .n_vocab = 12, .n_embd = 8, .n_head = 2, .n_layer = 1};
+    CHECK(!model_init(&m, c) && !model_save(&m, scratch_path("model8"), "F16"), "%s", error_text());
+    model_free(&m);
+    CHECK(run_igpt("%s --show 1", line) == 0 && strstr(output, "\xe2\x96\x80"), "%s", output);
+    check_sheet(7, 8);
+    write_bytes(scratch_path("a.ppm"), "P6 1 1 255\nabc", 14);
+    CHECK(run_igpt("%s --image %s/a.ppm %s/a.ppm %s/a.ppm --n 2 --rows 0", line, scratch, scratch,
+                   scratch) == 0, "%s", output);
+    check_sheet(4, 3);
 }
 
 /* Count the lines of a text file. */
@@ -2844,10 +3036,13 @@ static const struct {
     {"safetensors cut while open", test_safetensors_cut_while_open, BOTH},
     {"safetensors fixture", test_safetensors_fixture, BOTH},
     {"cached sampling gives forward's logits", test_cache_is_forward, BOTH},
+    {"the trained model draws what it drew", test_trained_model, BOTH},
     {"samples do not depend on the split", test_samples_do_not_depend_on_the_split, BOTH},
     {"sampling frequencies", test_sampling_frequencies, BOTH},
     {"model directory, written and read", test_model_directory, BOTH},
     {"Hugging Face's names and shapes", test_hugging_face_names, FLOAT_ONLY},
+    {"a model from transformers", test_hugging_face_model, BOTH},
+    {"F16 weights", test_half_weights, FLOAT_ONLY},
     {"foreign weights are refused by name", test_foreign_weights, FLOAT_ONLY},
     {"PyTorch's numbers: features of every layer", test_pytorch_features, BOTH},
     {"features: ranges, scales, pooling, threads", test_features_agree, BOTH},
@@ -2857,12 +3052,16 @@ static const struct {
     {"validation split and low-data draws", test_label_splits, FLOAT_ONLY},
     {".npy", test_npy, FLOAT_ONLY},
     {"PNG", test_png, FLOAT_ONLY},
+    {"pictures for the terminal", test_terminal, FLOAT_ONLY},
     {"SVG chart", test_chart, FLOAT_ONLY},
     {"training learns on data/emoji", test_training_learns, FLOAT_ONLY},
     {"command line: mistakes and help", test_command_line, FLOAT_ONLY},
     {"command line: train, resume, eval, sample", test_commands, FLOAT_ONLY},
     {"command line: probe", test_command_probe, FLOAT_ONLY},
+    {"command line: complete", test_complete, FLOAT_ONLY},
 };
+
+#ifndef IGPT_FUZZ
 
 /* Arguments are test programs to run first (the other precision's); their counts are added. */
 int main(int argc, char **argv) {
@@ -2894,3 +3093,173 @@ int main(int argc, char **argv) {
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }
+
+#else
+
+/* ---- fuzzing: make fuzz ---------------------------------------------------------------------
+
+   An input's first byte chooses which of these files the rest is; the others of its folder are
+   whole. Whole is what lies at `from`, or `head` and then ones up to `size`. */
+
+static const struct {
+    const char *path, *from, *head;
+    size_t n_head, size;
+} inputs[] = {
+    {"json/x.json", .from = "data/fixture/hf/config.json"},
+    {"safetensors/x.safetensors", .from = "data/fixture/hf/expected.safetensors"},
+    {"model/model.safetensors", .from = "data/fixture/hf/model.safetensors"},
+    {"model/config.json", .from = "data/fixture/hf/config.json"},
+    {"model/preprocessor_config.json", .from = "data/fixture/hf/preprocessor_config.json"},
+    {"cifar10/data_batch_1.bin", .size = 3073},
+    {"cifar10/test_batch.bin", .size = 3073},
+    {"cifar10/batches.meta.txt", NULL, "a\nb\nc\nd\n", 8, 8},
+    {"cifar100/train.bin", .size = 3074},
+    {"cifar100/test.bin", .size = 3074},
+    {"stl10/train_X.bin", .size = 27648},
+    {"stl10/train_y.bin", .size = 1},
+    {"stl10/test_X.bin", .size = 27648},
+    {"stl10/test_y.bin", .size = 1},
+    {"idx/train-images-idx3-ubyte", NULL, "\0\0\10\3\0\0\0\2\0\0\0\3\0\0\0\4", 16, 40},
+    {"idx/train-labels-idx1-ubyte", NULL, "\0\0\10\1\0\0\0\2", 8, 10},
+    {"idx/t10k-images-idx3-ubyte", NULL, "\0\0\10\3\0\0\0\2\0\0\0\3\0\0\0\4", 16, 40},
+    {"idx/t10k-labels-idx1-ubyte", NULL, "\0\0\10\1\0\0\0\2", 8, 10},
+    {"pictures/a.ppm", NULL, "P6 1 1 255\nabc", 14, 14},
+    {"pictures/b.pgm", NULL, "P5 2 1 255\nab", 13, 13},
+};
+enum { MODELS = 2, DATA_SETS = 5, N_INPUTS = sizeof inputs / sizeof *inputs };
+
+static struct {
+    char *folder, *path;
+    uint8_t *bytes;
+    size_t n;
+} whole[N_INPUTS];
+
+static void insist(int condition) {
+    if (!condition) abort();
+}
+
+static void remove_scratch(void) {
+    char line[128];
+    snprintf(line, sizeof line, "rm -rf %s", scratch);
+    insist(system(line) == 0);
+}
+
+/* Make the whole files. They are the seeds, too, if the last argument is a folder for the corpus;
+   of those that hold little else but ones, the beginning. */
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    insist(mkdtemp(strcpy(scratch_folder, "/tmp/igpt-fuzz-XXXXXX")) != NULL);
+    atexit(remove_scratch);
+    for (int k = 0; k < N_INPUTS; k++) {
+        size_t n = inputs[k].size;
+        uint8_t *bytes = inputs[k].from ? read_bytes(inputs[k].from, &n) : memset(malloc(n), 1, n);
+        if (inputs[k].head) memcpy(bytes, inputs[k].head, inputs[k].n_head);
+        whole[k].path = strdup(scratch_path(inputs[k].path));
+        whole[k].folder = strdup(whole[k].path);
+        *strrchr(whole[k].folder, '/') = 0;
+        whole[k].bytes = bytes;
+        whole[k].n = n;
+        mkdir(whole[k].folder, 0700);
+        write_bytes(whole[k].path, bytes, n);
+        char seed[300];
+        snprintf(seed, sizeof seed, "%s/seed-%d", (*argv)[*argc - 1], k);
+        FILE *f = fopen(seed, "wb");
+        if (!f) continue;
+        putc(k + 8 * N_INPUTS, f); // pictures of 8 x 8
+        fwrite(bytes, 1, inputs[k].from || n < 64 ? n : 64, f);
+        fclose(f);
+    }
+    return 0;
+}
+
+/* Every node is well formed, and reading it touches nothing that is not there. */
+static void insist_json(const Json *json, int depth) {
+    insist(depth <= 64 && (json->type == JSON_STRING) == (json->text != NULL));
+    insist(!json->text || strlen(json->text) < SIZE_MAX);
+    for (const Json *item = json->child; item; item = item->next) {
+        insist(json->type == JSON_OBJECT ? json_get(json, item->key) == item : !item->key);
+        insist_json(item, depth + 1);
+    }
+}
+
+/* Read every tensor; what metadata was accepted must survive being written. */
+static void insist_safetensors(Safetensors *s, size_t size) {
+    const Json *metadata = json_get(s->header, "__metadata__");
+    const char *pairs[65] = {0};
+    int n_pairs = 0;
+    for (int i = 0; i < s->n_tensor; i++) {
+        const Stored *t = &s->tensors[i];
+        insist(t->begin >= 8 && t->begin <= t->end && t->end <= (int64_t)size);
+        size_t n = (uint64_t)t->count <= size ? (size_t)t->count : 0; // more cannot be read
+        real *values = malloc(n * sizeof *values + 1);
+        if (safetensors_read(s, t, values)) insist(strstr(error_text(), "dtype") != NULL);
+        else insist(n == (size_t)t->count);
+        free(values);
+    }
+    for (const Json *item = metadata ? metadata->child : NULL; item && n_pairs < 64; item = item->next)
+        pairs[n_pairs++] = item->key, pairs[n_pairs++] = item->text;
+    Safetensors copy;
+    Stored t = {.name = "t", .dtype = "F16", .n_dim = 1, .shape = {2}};
+    const char *path = scratch_path("copy.safetensors");
+    if (!metadata) return;
+    insist(!safetensors_write(path, &t, 1, pairs) && !safetensors_open(&copy, path));
+    for (int i = 0; i < n_pairs; i += 2)
+        insist(!strcmp(safetensors_metadata(&copy, pairs[i]), pairs[i + 1]));
+    safetensors_close(&copy);
+}
+
+/* Every picture and every label is there. */
+static void insist_images(const Images *set, int n_class) {
+    size_t sum = 0;
+    for (size_t i = 0; i < (size_t)set->n * (size_t)(set->px * set->px) * 3; i++) sum += set->rgb[i];
+    for (int i = 0; i < set->n && set->labels; i++)
+        insist(set->labels[i] >= -1 && set->labels[i] < n_class);
+    insist(set->n > 0 && (set->labels != NULL) == (n_class > 0) && sum < SIZE_MAX / 2);
+}
+
+/* Read it; returns whether it was refused. */
+static int fuzz_one(int kind, int n_px, const uint8_t *data, size_t size) {
+    Safetensors s;
+    Model m;
+    Dataset set;
+    Json *json = kind == 0 ? json_parse((const char *)data, size, "fuzz") : NULL;
+    if (json) insist_json(json, 0);
+    free(json);
+    if (kind == 0) return !json;
+    if (kind < MODELS) {
+        if (safetensors_open(&s, whole[kind].path)) return 1;
+        insist_safetensors(&s, size);
+        safetensors_close(&s);
+    } else if (kind < DATA_SETS) {
+        if (model_load(&m, whole[kind].folder)) return insist(!m.params && !m.tensors), 1;
+        insist(m.n_params * 2 <= 8192 && m.config.n_vocab == 12);
+        model_free(&m);
+    } else {
+        if (dataset_read(&set, whole[kind].folder, n_px)) return insist(!set.train.rgb), 1;
+        insist_images(&set.train, set.n_class);
+        insist_images(&set.test, set.n_class);
+        dataset_free(&set);
+    }
+    return 0;
+}
+
+/* A data set's input that is shorter than the whole file and of even length is laid over it. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (!size) return 0;
+    int kind = *data % N_INPUTS, n_px = *data / N_INPUTS; // 0 is refused
+    data++, size--;
+    size_t n = kind >= DATA_SETS && size % 2 == 0 && size < whole[kind].n ? whole[kind].n : size;
+    uint8_t *bytes = malloc(n + 1);
+    memcpy(bytes, whole[kind].bytes, n < whole[kind].n ? n : whole[kind].n);
+    memcpy(bytes, data, size);
+    remove(whole[kind].path); // some file systems wait for the disk where a file is cut to nothing
+    write_bytes(whole[kind].path, bytes, n);
+    if (fuzz_one(kind, n_px, bytes, n)) insist(*error_text());
+    remove(whole[kind].path);
+    write_bytes(whole[kind].path, whole[kind].bytes, whole[kind].n);
+    free(bytes);
+    return 0;
+}
+
+#endif // IGPT_FUZZ
