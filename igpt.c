@@ -14,7 +14,7 @@
       9 checkpoints   JSON, safetensors, the model directory
      10 sampling      key-value cache, new images, completions
      12 pictures      PNG, charts, the terminal
-     13 commands      train, sample, eval, palette, info
+     13 commands      train, finetune, sample, eval, palette, info
 
    igpt.h documents what each public function computes. Notation in comments: B images, T positions,
    K colours, d = n_embd, H heads, L layers, C classes; (B, T, d) is row-major. */
@@ -242,7 +242,8 @@ void random_shuffle(int *order, int n, uint64_t seed, uint64_t stream) {
 }
 
 /* What a stream is for, in its upper half; the lower half numbers the epoch, tensor or image. */
-enum { FOR_INIT = 1, FOR_ORDER, FOR_FLIP, FOR_CROP, FOR_MASK, FOR_SAMPLE, FOR_PALETTE, FOR_SPLIT };
+enum { FOR_INIT = 1, FOR_ORDER, FOR_FLIP, FOR_CROP, FOR_MASK, FOR_SAMPLE, FOR_PALETTE, FOR_SPLIT,
+       FOR_LABELS };
 
 static uint64_t stream_of(int purpose, uint64_t index) {
     return (uint64_t)purpose << 56 | index;
@@ -1119,6 +1120,16 @@ static void model_backward(const Model *m, Activations *s, const uint16_t *token
    from the others; section 2.2: L_CLF predicts the class from the mean of n^L over positions. All
    three are cross entropies on top of one forward pass, and their gradients meet in n^L. */
 
+void bert_mask(uint8_t *mask, int T, double probability, uint64_t seed, uint64_t index) {
+    uint64_t stream = stream_of(FOR_MASK, index), counter = 0;
+    int masked = 0;
+    while (!masked)
+        for (int t = 0; t < T; t++) {
+            mask[t] = random_uniform(seed, stream, counter++) < probability;
+            masked += mask[t];
+        }
+}
+
 /* L_GEN: the sum over images of the mean nll of their positions (for BERT: of the masked ones).
    With grads: writes s->dn, adds to lm_head's gradient. */
 static double generative_loss(const Model *m, Activations *s, const Batch *batch, double scale,
@@ -1167,8 +1178,20 @@ static void classify(const Model *m, Activations *s, int B) {
                           d); // f score': score is stored (out, in)
 }
 
-/* L_CLF: class logits = score f, f = mean over positions of n^L. With grads: adds to s->dn and to
-   score's gradient. B and C are small: plain loops. */
+/* Cross entropy of one picture's class logits p (C), which become probabilities. */
+static double class_loss(real *p, int C, int label, int *correct) {
+    real logit = p[label], lse;
+    int best = 0;
+    for (int k = 1; k < C; k++)
+        if (p[k] > p[best]) best = k;
+    *correct += best == label;
+    real inverse = 1 / softmax_row(p, C, C, 1, &lse);
+    for (int k = 0; k < C; k++) p[k] *= inverse;
+    return lse - logit;
+}
+
+/* L_CLF of the pictures that have a label. With grads: adds to s->dn and to score's gradient. B and
+   C are small: plain loops. */
 static double classifier_loss(const Model *m, Activations *s, const Batch *batch, double scale,
                               real *grads, int *correct) {
     const Config *c = &m->config;
@@ -1176,16 +1199,13 @@ static double classifier_loss(const Model *m, Activations *s, const Batch *batch
     double loss = 0;
     classify(m, s, batch->B);
     for (int b = 0; b < batch->B; b++) {
-        real *p = s->classes + (size_t)b * (size_t)C, logit = p[batch->labels[b]], lse;
-        int best = 0;
-        for (int k = 1; k < C; k++)
-            if (p[k] > p[best]) best = k;
-        *correct += best == batch->labels[b];
-        real inverse = 1 / softmax_row(p, C, C, 1, &lse);
-        loss += lse - logit;
-        for (int k = 0; k < C; k++) p[k] *= inverse;
-        p[batch->labels[b]] -= 1;
-        for (int k = 0; k < C; k++) p[k] *= (real)scale; // now the logits' gradient
+        real *p = s->classes + (size_t)b * (size_t)C; // becomes the logits' gradient
+        int label = batch->labels[b];
+        if (label >= 0) {
+            loss += class_loss(p, C, label, correct);
+            p[label] -= 1;
+        }
+        for (int k = 0; k < C; k++) p[k] = label < 0 ? 0 : p[k] * (real)scale;
     }
     if (grads) {
         const real *score = at(m, m->params, SCORE, 0);
@@ -1871,19 +1891,25 @@ static int tree_scan(Tree *tree, Dataset *data, const char *dir, const char *cla
     return bad ? -1 : 0;
 }
 
+/* Bring those of a class's n pictures to the front of index that are not for training: a share in
+   percent, at least one of two or more, the same ones each time. Returns how many. */
+static int hold_out(int *index, int n, int percent, int label) {
+    int held = (percent * n + 50) / 100;
+    random_shuffle(index, n, 0, stream_of(FOR_SPLIT, (uint64_t)(label + 1)));
+    return held == 0 && n > 1 ? 1 : held;
+}
+
 /* Mark 15 % of each class as test. A class's files stand together in the list. */
 static int tree_split(Tree *tree) {
     for (int from = 0, to; from < tree->n; from = to) {
         int label = tree->file[from].label;
         for (to = from; to < tree->n && tree->file[to].label == label;) to++;
-        int n = to - from, n_test = (15 * n + 50) / 100;
-        if (n_test == 0 && n > 1) n_test = 1;
-        int *order = zalloc((size_t)n, sizeof *order);
-        if (!order) return -1;
-        for (int i = 0; i < n; i++) order[i] = from + i;
-        random_shuffle(order, n, 0, stream_of(FOR_SPLIT, (uint64_t)(label + 1)));
-        for (int i = 0; i < n_test; i++) tree->file[order[i]].test = 1;
-        free(order);
+        int n = to - from, *index = zalloc((size_t)n, sizeof *index);
+        if (!index) return -1;
+        for (int i = 0; i < n; i++) index[i] = from + i;
+        int n_test = hold_out(index, n, 15, label);
+        for (int i = 0; i < n_test; i++) tree->file[index[i]].test = 1;
+        free(index);
     }
     return 0;
 }
@@ -1997,6 +2023,56 @@ int images_quantise(Images *set, const real *palette, int K) {
     set->tokens = tokens ? tokens : (uint16_t *)(void *)set->rgb;
     set->rgb = NULL;
     return 0;
+}
+
+enum { DROPPED, KEPT, HELD };
+
+/* Say for each picture where images_split() puts it; returns how many are held. index (n): space. */
+static int split_mark(const Images *set, int n_class, int per_class, uint64_t seed, uint8_t *part,
+                      int *index) {
+    int all_held = 0;
+    for (int c = 0; c < n_class; c++) {
+        int n = 0;
+        for (int i = 0; i < set->n; i++)
+            if (set->labels[i] == c) index[n++] = i;
+        int held = hold_out(index, n, 10, c), last = n;
+        for (int k = 0; k < held; k++) part[index[k]] = HELD;
+        if (per_class && n - held > per_class) {
+            random_shuffle(index + held, n - held, seed, stream_of(FOR_LABELS, (uint64_t)c));
+            last = held + per_class;
+        }
+        for (int k = held; k < last; k++) part[index[k]] = KEPT;
+        all_held += held;
+    }
+    return all_held;
+}
+
+int images_split(Images *set, Images *held, int n_class, int per_class, uint64_t seed) {
+    size_t T = (size_t)set->px * (size_t)set->px;
+    int *index = zalloc((size_t)set->n, sizeof *index), n = 0;
+    uint8_t *part = zalloc((size_t)set->n, sizeof *part);
+    *held = (Images){.px = set->px};
+    int n_held = index && part ? split_mark(set, n_class, per_class, seed, part, index) : 0;
+    held->tokens = zalloc((size_t)n_held * T, sizeof *held->tokens);
+    held->labels = zalloc((size_t)n_held, sizeof *held->labels);
+    int bad = !index || !part || !held->tokens || !held->labels;
+    for (int i = 0; i < set->n && !bad; i++) {
+        if (part[i] == DROPPED) continue;
+        Images *to = part[i] == HELD ? held : set;
+        int k = part[i] == HELD ? held->n++ : n++; // never beyond i
+        memmove(to->tokens + (size_t)k * T, set->tokens + (size_t)i * T, T * sizeof *to->tokens);
+        to->labels[k] = set->labels[i];
+    }
+    if (!bad) set->n = n;
+    if (!bad && (!n || !n_held))
+        bad = fail("%d pictures left for training and %d for validation", n, n_held);
+    free(index);
+    free(part);
+    if (!bad) return 0;
+    free(held->tokens);
+    free(held->labels);
+    *held = (Images){.px = set->px};
+    return -1;
 }
 
 /* ==== 9 checkpoints =============================================================================
@@ -2729,6 +2805,9 @@ static int palette_save(const Model *m, const char *path) {
     return file_finish(f, path);
 }
 
+enum { MOST_COLOURS = 65535 };
+static const double PALETTE_MOST = 1.001; // in [-1, 1], but for rounding
+
 /* The palette of a preprocessor_config.json: K colours into palette, room for `most`; returns K. */
 static int palette_load(real *palette, int most, const Json *json, const char *path) {
     const Json *clusters = json_get(json, "clusters"), *colour;
@@ -2739,13 +2818,88 @@ static int palette_load(real *palette, int most, const Json *json, const char *p
         const Json *part = colour->child;
         if (k == most) return fail("%s: field clusters has more than %d colours", path, most);
         for (int j = 0; j < 3; j++, part = part->next) {
-            if (!part || part->type != JSON_NUMBER || fabs(part->number) > 1.001)
+            if (!part || part->type != JSON_NUMBER || fabs(part->number) > PALETTE_MOST)
                 return fail("%s: clusters[%d] is not three numbers from -1 to 1", path, k);
             palette[3 * k + j] = (real)part->number;
         }
         if (part) return fail("%s: clusters[%d] has more than three numbers", path, k);
     }
     return k;
+}
+
+/* What follows a key of an .npy file's header, which is a Python dictionary; "" if it is missing. */
+static const char *npy_value(const char *header, const char *key) {
+    const char *at = strstr(header, key);
+    if (!at) return "";
+    at += strlen(key);
+    return at + strspn(at, ": ");
+}
+
+/* The header of an .npy file: 6 magic bytes, the format's version in two, the length of what
+   follows in two (version 1) or four, and a dictionary of element type, order and shape. */
+static int npy_header(FILE *f, const char *path, int *dtype, int *K) {
+    uint8_t head[12];
+    char text[4096] = "";
+    int columns = 0, end = 0;
+    if (fread(head, 1, 8, f) != 8 || memcmp(head, "\x93NUMPY", 6))
+        return fail("%s: no .npy file", path);
+    if (head[6] < 1 || head[6] > 3)
+        return fail("%s: .npy version %d, expected 1 to 3", path, head[6]);
+    int bytes = head[6] == 1 ? 2 : 4;
+    if (fread(head + 8, 1, (size_t)bytes, f) != (size_t)bytes)
+        return fail("%s: truncated in its header", path);
+    uint64_t length = get_le(head + 8, bytes);
+    if (length >= sizeof text) return fail("%s: its header is longer than any palette's", path);
+    if (fread(text, 1, (size_t)length, f) != length)
+        return fail("%s: truncated in its header", path);
+    const char *descr = npy_value(text, "'descr'"), *shape = npy_value(text, "'shape'");
+    *dtype = !strncmp(descr, "'<f4'", 5) ? F32 : !strncmp(descr, "'<f8'", 5) ? F64 : OTHER;
+    if (*dtype == OTHER)
+        return fail("%s: descr is %.16s, expected '<f4' or '<f8'", path, *descr ? descr : "missing");
+    if (strncmp(npy_value(text, "'fortran_order'"), "False", 5))
+        return fail("%s: fortran_order is not False", path);
+    if (sscanf(shape, "(%9d, %9d %n", K, &columns, &end) != 2 || shape[end] != ')' || columns != 3)
+        return fail("%s: shape is %.24s, expected (K, 3)", path, *shape ? shape : "missing");
+    if (*K < 1 || *K > MOST_COLOURS)
+        return fail("%s: %d colours, not 1 to %d", path, *K, MOST_COLOURS);
+    return 0;
+}
+
+/* An .npy file's colours into palette, room for MOST_COLOURS; returns how many. */
+static int npy_load(real *palette, FILE *f, const char *path) {
+    uint8_t value[8];
+    int dtype, K;
+    if (npy_header(f, path, &dtype, &K)) return -1;
+    int bytes = dtypes[dtype].bytes;
+    int64_t is = file_size(f) - ftell(f), wanted = (int64_t)K * 3 * bytes;
+    if (is != wanted)
+        return fail("%s: %lld bytes of data, expected %lld", path, (long long)is, (long long)wanted);
+    for (int i = 0; i < 3 * K; i++) {
+        if (fread(value, 1, (size_t)bytes, f) != (size_t)bytes)
+            return fail("%s: its data cannot be read", path);
+        decode(dtype, value, &palette[i], 1);
+        if (!(fabs((double)palette[i]) <= PALETTE_MOST))
+            return fail("%s: colour %d is not three numbers from -1 to 1", path, i / 3);
+    }
+    return K;
+}
+
+real *palette_read(const char *path, int *K) {
+    size_t length = strlen(path);
+    real *palette = zalloc(3 * MOST_COLOURS, sizeof *palette);
+    *K = -1;
+    if (palette && length > 4 && !strcmp(path + length - 4, ".npy")) {
+        FILE *f = file_open(path);
+        if (f) *K = npy_load(palette, f, path);
+        if (f) fclose(f);
+    } else if (palette) {
+        Json *json = json_read(path);
+        if (json) *K = palette_load(palette, MOST_COLOURS, json, path);
+        free(json);
+    }
+    if (*K >= 0) return palette;
+    free(palette);
+    return NULL;
 }
 
 int model_save(const Model *m, const char *dir, const char *dtype) {
@@ -3000,25 +3154,79 @@ int png_write(const char *path, const uint8_t *rgb, int width, int height) {
     return f ? file_finish(f, path) : -1;
 }
 
+/* Sheets of pictures: each about CELL pixels wide, GAP apart, on grey. */
+enum { CELL = 96, GAP = 4, GROUND = 0xe8 };
+
+static uint8_t *sheet_new(int width, int height) {
+    uint8_t *sheet = zalloc((size_t)width * (size_t)height, 3);
+    return sheet ? memset(sheet, GROUND, (size_t)width * (size_t)height * 3) : NULL;
+}
+
+/* Put rgb (px, px, 3), enlarged, where its top left is at (x0, y0). */
+static void sheet_paste(uint8_t *sheet, int width, int x0, int y0, const uint8_t *rgb, int px,
+                        int zoom) {
+    for (int y = 0; y < px * zoom; y++)
+        for (int x = 0; x < px * zoom; x++)
+            memcpy(sheet + 3 * ((size_t)(y0 + y) * (size_t)width + (size_t)(x0 + x)),
+                   rgb + 3 * (y / zoom * px + x / zoom), 3);
+}
+
 int sheet_write(const char *path, const uint16_t *tokens, int n, int px, const real *palette,
                 int columns) {
-    enum { CELL = 96, GAP = 4, GROUND = 0xe8 };
     int zoom = px < CELL ? CELL / px : 1, side = px * zoom + GAP;
     int rows = (n + columns - 1) / columns, width = columns * side + GAP, height = rows * side + GAP;
-    uint8_t *sheet = zalloc((size_t)width * (size_t)height, 3);
-    uint8_t *rgb = zalloc((size_t)px * (size_t)px, 3);
+    uint8_t *sheet = sheet_new(width, height), *rgb = zalloc((size_t)px * (size_t)px, 3);
     int ready = sheet && rgb;
-    if (ready) memset(sheet, GROUND, (size_t)width * (size_t)height * 3);
     for (int i = 0; i < n && ready; i++) {
         palette_colours(rgb, tokens + (size_t)i * (size_t)(px * px), (size_t)(px * px), palette);
-        int x0 = i % columns * side + GAP, y0 = i / columns * side + GAP;
-        for (int y = 0; y < px * zoom; y++)
-            for (int x = 0; x < px * zoom; x++)
-                memcpy(sheet + 3 * ((size_t)(y0 + y) * (size_t)width + (size_t)(x0 + x)),
-                       rgb + 3 * (y / zoom * px + x / zoom), 3);
+        sheet_paste(sheet, width, i % columns * side + GAP, i / columns * side + GAP, rgb, px, zoom);
     }
     int bad = !ready || png_write(path, sheet, width, height);
     free(rgb);
+    free(sheet);
+    return bad ? -1 : 0;
+}
+
+typedef struct {
+    real light;
+    uint16_t index;
+} Swatch;
+
+static int by_light(const void *a, const void *b) {
+    const Swatch *x = a, *y = b;
+    return x->light != y->light ? (x->light > y->light) - (x->light < y->light)
+                                : x->index - y->index;
+}
+
+int palette_sheet_write(const char *path, const real *palette, int K, const uint8_t *rgb,
+                        const uint16_t *tokens, int n, int px) {
+    enum { COLUMNS = 8, SWATCHES = 32 }; // in a row
+    int zoom = px < CELL ? CELL / px : 1, side = px * zoom + GAP, width = COLUMNS * side + GAP;
+    int swatch = (width - GAP) / SWATCHES, top = (K + SWATCHES - 1) / SWATCHES * swatch + 2 * GAP;
+    int pairs = (n + COLUMNS - 1) / COLUMNS, height = top + pairs * (2 * side + GAP);
+    size_t T = (size_t)px * (size_t)px;
+    uint8_t *sheet = sheet_new(width, height), *after = zalloc(T, 3), colour[3];
+    Swatch *order = zalloc((size_t)K, sizeof *order);
+    int ready = sheet && after && order;
+    for (int k = 0; k < K && ready; k++) {
+        const real *c = palette + 3 * k;
+        order[k] = (Swatch){(real)0.299 * c[0] + (real)0.587 * c[1] + (real)0.114 * c[2], (uint16_t)k};
+    }
+    if (ready) qsort(order, (size_t)K, sizeof *order, by_light);
+    for (int k = 0; k < K && ready; k++) {
+        palette_colours(colour, &order[k].index, 1, palette);
+        sheet_paste(sheet, width, k % SWATCHES * swatch + GAP, k / SWATCHES * swatch + GAP, colour, 1,
+                    swatch - 1);
+    }
+    for (int i = 0; i < n && ready; i++) {
+        int x = i % COLUMNS * side + GAP, y = top + i / COLUMNS * (2 * side + GAP);
+        palette_colours(after, tokens + (size_t)i * T, T, palette);
+        sheet_paste(sheet, width, x, y, rgb + 3 * (size_t)i * T, px, zoom);
+        sheet_paste(sheet, width, x, y + side, after, px, zoom);
+    }
+    int bad = !ready || png_write(path, sheet, width, height);
+    free(order);
+    free(after);
     free(sheet);
     return bad ? -1 : 0;
 }

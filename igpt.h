@@ -179,8 +179,12 @@ typedef struct {
     int B;
     const uint16_t *tokens; // (B, T)
     const uint8_t *mask;    // (B, T), 1 = masked: L_BERT. NULL: L_AR
-    const int *labels;      // (B), for L_CLF; may be NULL where clf_weight is 0
+    const int *labels;      // (B), for L_CLF; -1: none; may be NULL where clf_weight is 0
 } Batch;
+
+/* L_BERT's mask of a picture of T positions: each is masked (1) with this probability (> 0) on its
+   own; all are drawn again until one is. A function of (seed, index), index < 2^56. */
+void bert_mask(uint8_t *mask, int T, double probability, uint64_t seed, uint64_t index);
 
 typedef struct {
     double gen, clf; // sums over images: L_GEN in nats per position (per masked one for BERT), L_CLF
@@ -282,6 +286,12 @@ void image_crop_padded(const uint16_t *in, uint16_t *out, int px, int pad, int d
 /* Turn a set's bytes into palette indices, in the same memory. Returns 0, or -1 without memory. */
 int images_quantise(Images *set, const real *palette, int K);
 
+/* Split a set of tokens for fine-tuning. 10 % of each class (at least one of two or more pictures),
+   the same ones each time, move to `held`, which is made for it. The set keeps the others: all, or,
+   where per_class > 0, at most so many of each class, drawn by seed. Pictures without a label go.
+   Returns 0; or -1, `held` being empty, without memory or where either part is left with nothing. */
+int images_split(Images *set, Images *held, int n_class, int per_class, uint64_t seed);
+
 /* ---- 9 checkpoints ---------------------------------------------------------------------------- */
 
 typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
@@ -359,6 +369,11 @@ int model_save(const Model *model, const char *dir, const char *dtype);
    it fails. */
 int model_load(Model *model, const char *dir);
 
+/* Read a palette: clusters of a preprocessor_config.json; or, the name ending in .npy, a NumPy array
+   (K, 3) of little-endian f4 or f8 in C order, as OpenAI's kmeans_centers.npy. Values lie in
+   [-1, 1]. Returns its *K colours (K, 3), given back with free(), or NULL. */
+real *palette_read(const char *path, int *K);
+
 /* ---- 10 sampling ---------------------------------------------------------------------------- */
 
 typedef struct Sampler Sampler;
@@ -388,6 +403,11 @@ int png_write(const char *path, const uint8_t *rgb, int width, int height);
 /* A sheet of n pictures of tokens (n, px * px), `columns` in a row, each pixel enlarged. */
 int sheet_write(const char *path, const uint16_t *tokens, int n, int px, const real *palette,
                 int columns);
+
+/* A sheet about a palette (K, 3): its colours from dark to light, then n pictures rgb (n, px, px, 3),
+   each above what tokens (n, px * px) make of it. */
+int palette_sheet_write(const char *path, const real *palette, int K, const uint8_t *rgb,
+                        const uint16_t *tokens, int n, int px);
 
 typedef struct {
     const char *name, *colour; // in the legend; an SVG colour
