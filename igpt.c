@@ -15,7 +15,7 @@
      10 sampling      key-value cache, new images, completions
      11 probe         features of every layer, logistic regression by L-BFGS
      12 pictures      PNG, charts, the terminal
-     13 commands      train, probe, sample, complete, eval, palette, info, bench
+     13 commands      train, finetune, probe, sample, complete, eval, palette, info, bench
 
    igpt.h documents what each public function computes. Notation in comments: B images, T positions,
    K colours, d = n_embd, H heads, L layers, C classes; (B, T, d) is row-major. */
@@ -1198,10 +1198,11 @@ static void model_backward(const Model *m, Activations *s, const uint16_t *token
    three are cross entropies on top of one forward pass, and their gradients meet in n^L. */
 
 void bert_mask(uint8_t *mask, int T, double probability, uint64_t seed, uint64_t index) {
+    uint64_t stream = stream_of(FOR_MASK, index), counter = 0;
     int masked = 0;
-    for (uint64_t counter = 0; !masked;)
-        for (int t = 0; t < T; t++, counter++) {
-            mask[t] = random_uniform(seed, stream_of(FOR_MASK, index), counter) < probability;
+    while (!masked)
+        for (int t = 0; t < T; t++) {
+            mask[t] = random_uniform(seed, stream, counter++) < probability;
             masked += mask[t];
         }
 }
@@ -1261,8 +1262,20 @@ static void classify(const Model *m, Activations *s, int B) {
                           d); // f score': score is stored (out, in)
 }
 
-/* L_CLF: class logits = score f, f = mean over positions of n^L. With grads: adds to s->dn and to
-   score's gradient. B and C are small: plain loops. */
+/* Cross entropy of one picture's class logits p (C), which become probabilities. */
+static double class_loss(real *p, int C, int label, int *correct) {
+    real logit = p[label], lse;
+    int best = 0;
+    for (int k = 1; k < C; k++)
+        if (p[k] > p[best]) best = k;
+    *correct += best == label;
+    real inverse = 1 / softmax_row(p, C, C, 1, &lse);
+    for (int k = 0; k < C; k++) p[k] *= inverse;
+    return lse - logit;
+}
+
+/* L_CLF of the pictures that have a label. With grads: adds to s->dn and to score's gradient. B and
+   C are small: plain loops. */
 static double classifier_loss(const Model *m, Activations *s, const Batch *batch, double scale,
                               real *grads, int *correct) {
     const Config *c = &m->config;
@@ -1270,16 +1283,13 @@ static double classifier_loss(const Model *m, Activations *s, const Batch *batch
     double loss = 0;
     classify(m, s, batch->B);
     for (int b = 0; b < batch->B; b++) {
-        real *p = s->classes + (size_t)b * (size_t)C, logit = p[batch->labels[b]], lse;
-        int best = 0;
-        for (int k = 1; k < C; k++)
-            if (p[k] > p[best]) best = k;
-        *correct += best == batch->labels[b];
-        real inverse = 1 / softmax_row(p, C, C, 1, &lse);
-        loss += lse - logit;
-        for (int k = 0; k < C; k++) p[k] *= inverse;
-        p[batch->labels[b]] -= 1;
-        for (int k = 0; k < C; k++) p[k] *= (real)scale; // now the logits' gradient
+        real *p = s->classes + (size_t)b * (size_t)C; // becomes the logits' gradient
+        int label = batch->labels[b];
+        if (label >= 0) {
+            loss += class_loss(p, C, label, correct);
+            p[label] -= 1;
+        }
+        for (int k = 0; k < C; k++) p[k] = label < 0 ? 0 : p[k] * (real)scale;
     }
     if (grads) {
         const real *score = at(m, m->params, SCORE, 0);
@@ -1965,19 +1975,25 @@ static int tree_scan(Tree *tree, Dataset *data, const char *dir, const char *cla
     return bad ? -1 : 0;
 }
 
+/* Bring those of a class's n pictures to the front of index that are not for training: a share in
+   percent, at least one of two or more, the same ones each time. Returns how many. */
+static int hold_out(int *index, int n, int percent, int label) {
+    int held = (percent * n + 50) / 100;
+    random_shuffle(index, n, 0, stream_of(FOR_SPLIT, (uint64_t)(label + 1)));
+    return held == 0 && n > 1 ? 1 : held;
+}
+
 /* Mark 15 % of each class as test. A class's files stand together in the list. */
 static int tree_split(Tree *tree) {
     for (int from = 0, to; from < tree->n; from = to) {
         int label = tree->file[from].label;
         for (to = from; to < tree->n && tree->file[to].label == label;) to++;
-        int n = to - from, n_test = (15 * n + 50) / 100;
-        if (n_test == 0 && n > 1) n_test = 1;
-        int *order = zalloc((size_t)n, sizeof *order);
-        if (!order) return -1;
-        for (int i = 0; i < n; i++) order[i] = from + i;
-        random_shuffle(order, n, 0, stream_of(FOR_SPLIT, (uint64_t)(label + 1)));
-        for (int i = 0; i < n_test; i++) tree->file[order[i]].test = 1;
-        free(order);
+        int n = to - from, *index = zalloc((size_t)n, sizeof *index);
+        if (!index) return -1;
+        for (int i = 0; i < n; i++) index[i] = from + i;
+        int n_test = hold_out(index, n, 15, label);
+        for (int i = 0; i < n_test; i++) tree->file[index[i]].test = 1;
+        free(index);
     }
     return 0;
 }
@@ -2091,6 +2107,59 @@ int images_quantise(Images *set, const real *palette, int K) {
     set->tokens = tokens ? tokens : (uint16_t *)(void *)set->rgb;
     set->rgb = NULL;
     return 0;
+}
+
+int labels_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
+                 uint8_t *part) {
+    int *index = zalloc((size_t)set->n, sizeof *index), bad = !index;
+    memset(part, PART_NONE, (size_t)set->n);
+    for (int c = 0; c < n_class && !bad; c++) {
+        int n = 0;
+        for (int i = 0; i < set->n; i++)
+            if (set->labels[i] == c) index[n++] = i;
+        int held = hold_out(index, n, 10, c), left = n - held;
+        if (left < per_class) {
+            bad = fail("class %d has %d labels besides those for validation, not %d", c, left,
+                       per_class);
+        } else if (per_class) {
+            random_shuffle(index + held, left, seed,
+                           stream_of(FOR_LABELS, (uint64_t)draw << 16 | (uint64_t)c));
+            left = per_class;
+        }
+        for (int i = 0; i < held + left; i++)
+            part[index[i]] = i < held ? PART_VALIDATION : PART_TRAIN;
+    }
+    free(index);
+    return bad ? -1 : 0;
+}
+
+int images_split(Images *set, Images *held, int n_class, int per_class, uint64_t seed) {
+    size_t T = (size_t)set->px * (size_t)set->px;
+    uint8_t *part = zalloc((size_t)set->n, sizeof *part);
+    int n = 0, n_held = 0, bad = !part || labels_split(set, n_class, per_class, seed, 0, part);
+    *held = (Images){.px = set->px};
+    for (int i = 0; i < set->n && !bad; i++) n_held += part[i] == PART_VALIDATION;
+    if (!bad) {
+        held->tokens = zalloc((size_t)n_held * T, sizeof *held->tokens);
+        held->labels = zalloc((size_t)n_held, sizeof *held->labels);
+        bad = !held->tokens || !held->labels;
+    }
+    for (int i = 0; i < set->n && !bad; i++) {
+        if (part[i] == PART_NONE) continue;
+        Images *to = part[i] == PART_VALIDATION ? held : set;
+        int k = to == held ? held->n++ : n++; // never beyond i
+        memmove(to->tokens + (size_t)k * T, set->tokens + (size_t)i * T, T * sizeof *to->tokens);
+        to->labels[k] = set->labels[i];
+    }
+    if (!bad) set->n = n;
+    if (!bad && (!n || !n_held))
+        bad = fail("%d pictures left for training and %d for validation", n, n_held);
+    free(part);
+    if (!bad) return 0;
+    free(held->tokens);
+    free(held->labels);
+    *held = (Images){.px = set->px};
+    return -1;
 }
 
 /* ==== 9 checkpoints =============================================================================
@@ -2846,6 +2915,9 @@ static int palette_save(const Model *m, const char *path) {
     return file_finish(f, path);
 }
 
+enum { MOST_COLOURS = 65535 };
+static const double PALETTE_MOST = 1.001; // in [-1, 1], but for rounding
+
 /* The palette of a preprocessor_config.json: K colours into palette, room for `most`; returns K. */
 static int palette_load(real *palette, int most, const Json *json, const char *path) {
     const Json *clusters = json_get(json, "clusters"), *colour;
@@ -2856,13 +2928,89 @@ static int palette_load(real *palette, int most, const Json *json, const char *p
         const Json *part = colour->child;
         if (k == most) return fail("%s: field clusters has more than %d colours", path, most);
         for (int j = 0; j < 3; j++, part = part->next) {
-            if (!part || part->type != JSON_NUMBER || fabs(part->number) > 1.001)
+            if (!part || part->type != JSON_NUMBER || fabs(part->number) > PALETTE_MOST)
                 return fail("%s: clusters[%d] is not three numbers from -1 to 1", path, k);
             palette[3 * k + j] = (real)part->number;
         }
         if (part) return fail("%s: clusters[%d] has more than three numbers", path, k);
     }
     return k;
+}
+
+/* What follows a key of an .npy file's header, which is a Python dictionary; "" if it is missing. */
+static const char *npy_value(const char *header, const char *key) {
+    const char *at = strstr(header, key);
+    if (!at) return "";
+    at += strlen(key);
+    return at + strspn(at, ": ");
+}
+
+/* The header of an .npy file: 6 magic bytes, the format's version in two, the length of what
+   follows in two (version 1) or four, and a dictionary of element type, order and shape. */
+static int npy_header(FILE *f, const char *path, int *dtype, int *K) {
+    uint8_t head[12];
+    char text[4096] = "";
+    int columns = 0, end = 0;
+    if (fread(head, 1, 8, f) != 8 || memcmp(head, "\x93NUMPY", 6))
+        return fail("%s: no .npy file", path);
+    if (head[6] < 1 || head[6] > 3)
+        return fail("%s: .npy version %d, expected 1 to 3", path, head[6]);
+    int bytes = head[6] == 1 ? 2 : 4;
+    if (fread(head + 8, 1, (size_t)bytes, f) != (size_t)bytes)
+        return fail("%s: truncated in its header", path);
+    uint64_t length = get_le(head + 8, bytes);
+    if (length >= sizeof text) return fail("%s: its header is longer than any palette's", path);
+    if (fread(text, 1, (size_t)length, f) != length)
+        return fail("%s: truncated in its header", path);
+    const char *descr = npy_value(text, "'descr'"), *shape = npy_value(text, "'shape'");
+    *dtype = !strncmp(descr, "'<f4'", 5) ? F32 : !strncmp(descr, "'<f8'", 5) ? F64 : OTHER;
+    if (*dtype == OTHER)
+        return fail("%s: descr is %.16s, expected '<f4' or '<f8'", path, *descr ? descr : "missing");
+    if (strncmp(npy_value(text, "'fortran_order'"), "False", 5))
+        return fail("%s: fortran_order is not False", path);
+    if (sscanf(shape, "(%9d, %9d %n", K, &columns, &end) != 2 || shape[end] != ')' || columns != 3)
+        return fail("%s: shape is %.24s, expected (K, 3)", path, *shape ? shape : "missing");
+    if (*K < 1 || *K > MOST_COLOURS)
+        return fail("%s: %d colours, not 1 to %d", path, *K, MOST_COLOURS);
+    return 0;
+}
+
+/* An .npy file's colours into palette, room for MOST_COLOURS; returns how many. */
+static int npy_load(real *palette, FILE *f, const char *path) {
+    uint8_t value[8];
+    int dtype, K;
+    if (npy_header(f, path, &dtype, &K)) return -1;
+    int bytes = dtypes[dtype].bytes;
+    int64_t is = file_size(f) - ftell(f), wanted = (int64_t)K * 3 * bytes;
+    if (is != wanted)
+        return fail("%s: %lld bytes of data, expected %lld", path, (long long)is, (long long)wanted);
+    for (int i = 0; i < 3 * K; i++) {
+        if (fread(value, 1, (size_t)bytes, f) != (size_t)bytes)
+            return fail("%s: its data cannot be read", path);
+        decode(dtype, value, &palette[i], 1);
+        if (!(fabs((double)palette[i]) <= PALETTE_MOST))
+            return fail("%s: colour %d is not three numbers from -1 to 1", path, i / 3);
+    }
+    return K;
+}
+
+real *palette_read(const char *path, int *K) {
+    size_t length = strlen(path);
+    real *palette = zalloc(3 * MOST_COLOURS, sizeof *palette);
+    *K = -1;
+    if (palette && length > 4 && !strcmp(path + length - 4, ".npy")) {
+        FILE *f = file_open(path);
+        if (f) *K = npy_load(palette, f, path);
+        if (f) fclose(f);
+    } else if (palette) {
+        Json *json = json_read(path);
+        if (json) *K = palette_load(palette, MOST_COLOURS, json, path);
+        free(json);
+    }
+    if (*K > 0) return palette;
+    if (*K == 0) fail("%s: no colours", path);
+    free(palette);
+    return NULL;
 }
 
 int model_save(const Model *m, const char *dir, const char *dtype) {
@@ -3089,31 +3237,6 @@ void model_features(const Model *m, Activations *s, const uint16_t *tokens, cons
         }
         if (l + 1 < first + count) model_layer(m, s, l, B);
     }
-}
-
-int labels_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
-                 uint8_t *part) {
-    int *order = zalloc((size_t)set->n, sizeof *order), bad = !order;
-    memset(part, PART_NONE, (size_t)set->n);
-    for (int k = 0; k < n_class && !bad; k++) {
-        int n = 0;
-        for (int i = 0; i < set->n; i++)
-            if (set->labels[i] == k) order[n++] = i;
-        random_shuffle(order, n, 0, stream_of(FOR_SPLIT, (uint64_t)k + 1));
-        int held = n > 1 && n < 10 ? 1 : (10 * n + 50) / 100, left = n - held;
-        if (left < per_class) {
-            bad = fail("class %d has %d labels besides those for validation, not %d", k, left,
-                       per_class);
-        } else if (per_class) {
-            random_shuffle(order + held, left, seed,
-                           stream_of(FOR_LABELS, (uint64_t)draw << 16 | (uint64_t)k));
-            left = per_class;
-        }
-        for (int i = 0; i < held + left; i++)
-            part[order[i]] = i < held ? PART_VALIDATION : PART_TRAIN;
-    }
-    free(order);
-    return bad ? -1 : 0;
 }
 
 /* L-BFGS. Newton's step -H^-1 g without a matrix: what the last few steps did to the gradient says
@@ -3470,22 +3593,32 @@ int png_write(const char *path, const uint8_t *rgb, int width, int height) {
     return f ? file_finish(f, path) : -1;
 }
 
+/* Sheets of pictures: each about CELL pixels wide, GAP apart, on grey. */
+enum { CELL = 96, GAP = 4, GROUND = 0xe8 };
+
+static uint8_t *sheet_new(int width, int height) {
+    uint8_t *sheet = zalloc((size_t)width * (size_t)height, 3);
+    return sheet ? memset(sheet, GROUND, (size_t)width * (size_t)height * 3) : NULL;
+}
+
+/* Put rgb (px, px, 3), enlarged, where its top left is at (x0, y0). */
+static void sheet_paste(uint8_t *sheet, int width, int x0, int y0, const uint8_t *rgb, int px,
+                        int zoom) {
+    for (int y = 0; y < px * zoom; y++)
+        for (int x = 0; x < px * zoom; x++)
+            memcpy(sheet + 3 * ((size_t)(y0 + y) * (size_t)width + (size_t)(x0 + x)),
+                   rgb + 3 * (y / zoom * px + x / zoom), 3);
+}
+
 int sheet_write(const char *path, const uint16_t *tokens, int n, int px, const real *palette,
                 int columns) {
-    enum { CELL = 96, GAP = 4, GROUND = 0xe8 };
     int zoom = px < CELL ? CELL / px : 1, side = px * zoom + GAP;
     int rows = (n + columns - 1) / columns, width = columns * side + GAP, height = rows * side + GAP;
-    uint8_t *sheet = zalloc((size_t)width * (size_t)height, 3);
-    uint8_t *rgb = zalloc((size_t)px * (size_t)px, 3);
+    uint8_t *sheet = sheet_new(width, height), *rgb = zalloc((size_t)px * (size_t)px, 3);
     int ready = sheet && rgb;
-    if (ready) memset(sheet, GROUND, (size_t)width * (size_t)height * 3);
     for (int i = 0; i < n && ready; i++) {
         palette_colours(rgb, tokens + (size_t)i * (size_t)(px * px), (size_t)(px * px), palette);
-        int x0 = i % columns * side + GAP, y0 = i / columns * side + GAP;
-        for (int y = 0; y < px * zoom; y++)
-            for (int x = 0; x < px * zoom; x++)
-                memcpy(sheet + 3 * ((size_t)(y0 + y) * (size_t)width + (size_t)(x0 + x)),
-                       rgb + 3 * (y / zoom * px + x / zoom), 3);
+        sheet_paste(sheet, width, i % columns * side + GAP, i / columns * side + GAP, rgb, px, zoom);
     }
     int bad = !ready || png_write(path, sheet, width, height);
     free(rgb);
@@ -3507,6 +3640,50 @@ void terminal_rows(FILE *f, const uint16_t *tokens, int n, int px, int row, cons
             }
         fputs(i + 1 < n ? "\033[0m " : "\033[0m\n", f);
     }
+}
+
+typedef struct {
+    real light;
+    uint16_t index;
+} Swatch;
+
+static int by_light(const void *a, const void *b) {
+    const Swatch *x = a, *y = b;
+    return x->light != y->light ? (x->light > y->light) - (x->light < y->light)
+                                : x->index - y->index;
+}
+
+int palette_sheet_write(const char *path, const real *palette, int K, const uint8_t *rgb,
+                        const uint16_t *tokens, int n, int px) {
+    enum { COLUMNS = 8, SWATCHES = 32 }; // in a row
+    int zoom = px < CELL ? CELL / px : 1, side = px * zoom + GAP, width = COLUMNS * side + GAP;
+    int swatch = (width - GAP) / SWATCHES, top = (K + SWATCHES - 1) / SWATCHES * swatch + 2 * GAP;
+    int pairs = (n + COLUMNS - 1) / COLUMNS, height = top + pairs * (2 * side + GAP);
+    size_t T = (size_t)px * (size_t)px;
+    uint8_t *sheet = sheet_new(width, height), *after = zalloc(T, 3), colour[3];
+    Swatch *order = zalloc((size_t)K, sizeof *order);
+    int ready = sheet && after && order;
+    for (int k = 0; k < K && ready; k++) {
+        const real *c = palette + 3 * k;
+        order[k] = (Swatch){(real)0.299 * c[0] + (real)0.587 * c[1] + (real)0.114 * c[2], (uint16_t)k};
+    }
+    if (ready) qsort(order, (size_t)K, sizeof *order, by_light);
+    for (int k = 0; k < K && ready; k++) {
+        palette_colours(colour, &order[k].index, 1, palette);
+        sheet_paste(sheet, width, k % SWATCHES * swatch + GAP, k / SWATCHES * swatch + GAP, colour, 1,
+                    swatch - 1);
+    }
+    for (int i = 0; i < n && ready; i++) {
+        int x = i % COLUMNS * side + GAP, y = top + i / COLUMNS * (2 * side + GAP);
+        palette_colours(after, tokens + (size_t)i * T, T, palette);
+        sheet_paste(sheet, width, x, y, rgb + 3 * (size_t)i * T, px, zoom);
+        sheet_paste(sheet, width, x, y + side, after, px, zoom);
+    }
+    int bad = !ready || png_write(path, sheet, width, height);
+    free(order);
+    free(after);
+    free(sheet);
+    return bad ? -1 : 0;
 }
 
 /* A step of 1, 2 or 5 times a power of ten that divides a range into about five. */
@@ -3617,20 +3794,23 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
 
 /* One table describes every option: parsing, defaults, ranges, help and suggestions read it. */
 typedef struct {
+    const char *name; // of the command
+    unsigned command; // its bit
     const char *data, *model, *out, *preset, *init, *palette, *csv;
-    int seed, threads, quiet;
+    int seed, threads, quiet, objective;
     int n_layer, n_head, n_embd, n_px, n_vocab; // -1: the preset's
     int batch, micro_batch, steps, warmup, eval_every, save_every, resume, recompute;
-    double lr;
+    int from_scratch, labels_per_class, masks;
+    double lr, mask_prob, gen_weight;
     int n, top_k, completions, rows, show, f16;
     double temperature;
     const char *pool, *features;
-    int concat, labels_per_class, masks;
-    double mask_prob;
+    int concat;
     char **image;
 } Options;
 
-enum { TEXT, WHOLE, NUMBER, FLAG, LIST }; // a list ends before the next option
+enum { TEXT, WHOLE, NUMBER, FLAG, CHOICE, LIST };
+// CHOICE: the unit lists the words, an int numbers them. LIST: words up to the next option
 enum {
     TRAIN = 1,
     SAMPLE = 2,
@@ -3656,53 +3836,77 @@ typedef struct {
     const char *help;
 } Option;
 
+/* An option whose default differs between commands stands there once for each default. */
 #define AT(field) offsetof(Options, field)
 static const Option option_table[] = {
-    {"data", TEXT, AT(data), TRAIN | EVAL | PROBE | COMPLETE, "data/emoji", "DIR", 0, 0,
+    {"data", TEXT, AT(data), TRAIN | FINETUNE | PROBE | COMPLETE | EVAL | PALETTE, "data/emoji", "DIR", 0, 0,
      "the pictures"},
-    {"model", TEXT, AT(model), SAMPLE | EVAL | INFO | PROBE | COMPLETE, "out", "DIR", 0, 0,
+    {"model", TEXT, AT(model), SAMPLE | COMPLETE | EVAL | INFO, "out", "DIR", 0, 0,
      "a model directory"},
+    {"model", TEXT, AT(model), FINETUNE | PROBE, "out", "DIR", 0, 0,
+     "the pre-trained model's directory"},
     {"out", TEXT, AT(out), DRAWS | PROBE, "out", "DIR", 0, 0, "where to write"},
-    {"seed", WHOLE, AT(seed), DRAWS | PROBE, "1", "N", 0, INT_MAX,
+    {"out", TEXT, AT(out), FINETUNE, "out/finetuned", "DIR", 0, 0, "where to write"},
+    {"out", TEXT, AT(out), PALETTE, "out/palette", "DIR", 0, 0, "where to write"},
+    {"seed", WHOLE, AT(seed), DRAWS | FINETUNE | PROBE | PALETTE, "1", "N", 0, INT_MAX,
      "of all random numbers"},
     {"threads", WHOLE, AT(threads), ALL, "0", "N", 0, 1024, "to compute with; 0: all cores"},
     {"quiet", FLAG, AT(quiet), ALL, "", "", 0, 0, "no progress on stderr"},
-    {"preset", TEXT, AT(preset), TRAIN | INFO, "tiny", "NAME", 0, 0,
+    {"preset", TEXT, AT(preset), TRAIN | INFO | PALETTE, "tiny", "NAME", 0, 0,
      "tiny, igpt-s, igpt-m, igpt-l or igpt-xl; sets what is not given of the rest"},
     {"n-layer", WHOLE, AT(n_layer), TRAIN | INFO, "", "N", 1, 1024, "layers"},
     {"n-head", WHOLE, AT(n_head), TRAIN | INFO, "", "N", 1, 1024, "attention heads"},
     {"n-embd", WHOLE, AT(n_embd), TRAIN | INFO, "", "N", 1, 16384, "width of the network"},
-    {"n-px", WHOLE, AT(n_px), TRAIN | INFO, "", "N", 1, 256, "side of the pictures in pixels"},
-    {"n-vocab", WHOLE, AT(n_vocab), TRAIN | INFO, "", "N", 2, 65535, "colours in the palette"},
+    {"n-px", WHOLE, AT(n_px), TRAIN | INFO | PALETTE, "", "N", 1, 256,
+     "side of the pictures in pixels"},
+    {"n-vocab", WHOLE, AT(n_vocab), TRAIN | INFO | PALETTE, "", "N", 2, 65535,
+     "colours in the palette"},
+    {"objective", CHOICE, AT(objective), TRAIN | INFO, "ar", "ar|bert", 0, 0,
+     "predict each pixel from those before it, or masked pixels from all others"},
+    {"mask-prob", NUMBER, AT(mask_prob), TRAIN | FINETUNE | PROBE | EVAL, "0.15", "X", 0.001, 1,
+     "bert: share of the pixels that are masked"},
+    {"masks", WHOLE, AT(masks), FINETUNE | PROBE | EVAL, "5", "N", 1, 10000,
+     "bert: random masks that a test averages over"},
+    {"gen-weight", NUMBER, AT(gen_weight), FINETUNE, "1", "X", 0, 1e6,
+     "of L_GEN beside L_CLF; 0: L_CLF alone"},
+    {"labels-per-class", WHOLE, AT(labels_per_class), FINETUNE, "0", "N", 0, INT_MAX,
+     "learn from only N pictures of each class, drawn by the seed; 0: from all"},
+    {"labels-per-class", WHOLE, AT(labels_per_class), PROBE, "0", "N", 0, INT_MAX,
+     "train on N labels of each class only, mean of 5 draws; 0: on all"},
+    {"from-scratch", FLAG, AT(from_scratch), FINETUNE, "", "", 0, 0,
+     "fresh weights instead of the model's, for comparison"},
     {"batch", WHOLE, AT(batch), TRAIN | INFO, "", "N", 1, 65536, "images in a step"},
+    {"batch", WHOLE, AT(batch), FINETUNE, "32", "N", 1, 65536, "images in a step"},
     {"micro-batch", WHOLE, AT(micro_batch), TRAIN | INFO, "", "N", 1, 65536,
      "images in a pass; gradients add up to the batch"},
-    {"recompute", FLAG, AT(recompute), TRAIN | INFO, "", "", 0, 0,
+    {"micro-batch", WHOLE, AT(micro_batch), FINETUNE, "", "N", 1, 65536,
+     "images in a pass; default as many as take about 1 GB"},
+    {"recompute", FLAG, AT(recompute), TRAIN | FINETUNE | INFO, "", "", 0, 0,
      "keep only each block's input and run the block again in backward: less memory"},
     {"steps", WHOLE, AT(steps), TRAIN, "", "N", 1, INT_MAX / 2, "steps of Adam"},
+    {"steps", WHOLE, AT(steps), FINETUNE, "300", "N", 1, INT_MAX / 2, "steps of Adam"},
     {"lr", NUMBER, AT(lr), TRAIN, "", "X", 0, 1, "peak learning rate"},
-    {"warmup", WHOLE, AT(warmup), TRAIN, "", "N", 0, INT_MAX / 2,
+    {"lr", NUMBER, AT(lr), FINETUNE, "0.001", "X", 0, 1, "peak learning rate"},
+    {"warmup", WHOLE, AT(warmup), TRAIN | FINETUNE, "", "N", 0, INT_MAX / 2,
      "steps until the peak; default one epoch"},
     {"eval-every", WHOLE, AT(eval_every), TRAIN, "", "N", 1, INT_MAX,
      "steps from one test and sheet of samples to the next; default steps / 10"},
-    {"save-every", WHOLE, AT(save_every), TRAIN, "", "N", 1, INT_MAX,
+    {"eval-every", WHOLE, AT(eval_every), FINETUNE, "", "N", 1, INT_MAX,
+     "steps from one validation to the next, the best of which is kept; default steps / 10"},
+    {"save-every", WHOLE, AT(save_every), TRAIN | FINETUNE, "", "N", 1, INT_MAX,
      "steps from one checkpoint to the next; default eval-every"},
-    {"resume", FLAG, AT(resume), TRAIN, "", "", 0, 0, "go on with the run in --out, bit for bit"},
+    {"resume", FLAG, AT(resume), TRAIN | FINETUNE, "", "", 0, 0,
+     "go on with the run in --out, bit for bit"},
     {"init", TEXT, AT(init), TRAIN, "", "DIR", 0, 0, "start from this model's weights and palette"},
-    {"palette", TEXT, AT(palette), TRAIN, "", "FILE", 0, 0,
-     "colours of this preprocessor_config.json instead of k-means"},
+    {"palette", TEXT, AT(palette), TRAIN | PALETTE, "", "FILE", 0, 0,
+     "colours of this preprocessor_config.json or .npy file instead of k-means"},
     {"pool", TEXT, AT(pool), PROBE, "mean", "mean|none", 0, 0,
      "features of a picture: the mean over positions, or all positions side by side"},
     {"concat", WHOLE, AT(concat), PROBE, "1", "M", 1, 1025,
      "also join M neighbouring layers around the best one"},
-    {"labels-per-class", WHOLE, AT(labels_per_class), PROBE, "0", "N", 0, INT_MAX,
-     "train on N labels of each class only, mean of 5 draws; 0: on all"},
-    {"masks", WHOLE, AT(masks), PROBE, "5", "N", 1, 1000, "BERT: random masks to average over"},
-    {"mask-prob", NUMBER, AT(mask_prob), PROBE, "0.15", "X", 0.001, 1,
-     "BERT: probability that a position is masked"},
     {"features", TEXT, AT(features), PROBE, "", "FILE.npy", 0, 0,
      "write all layers' features, and labels to FILE.labels.npy"},
-    {"f16", FLAG, AT(f16), TRAIN, "", "", 0, 0, "write the weights as F16, in half the space"},
+    {"f16", FLAG, AT(f16), TRAIN | FINETUNE, "", "", 0, 0, "write the weights as F16, in half the space"},
     {"n", WHOLE, AT(n), SAMPLE, "40", "N", 1, 100000, "pictures"},
     {"n", WHOLE, AT(completions), COMPLETE, "5", "N", 1, 1000, "completions of each picture"},
     {"image", LIST, AT(image), COMPLETE, "", "FILE ...", 0, 0,
@@ -3740,7 +3944,7 @@ static char given[N_OPTIONS]; // on the command line
 
 static int is_given(const char *name) {
     for (int i = 0; i < N_OPTIONS; i++)
-        if (!strcmp(option_table[i].name, name)) return given[i];
+        if (given[i] && !strcmp(option_table[i].name, name)) return 1;
     return 0;
 }
 
@@ -3864,7 +4068,24 @@ static Config config_of(const Options *o) {
                     .n_vocab = o->n_vocab,
                     .n_embd = o->n_embd,
                     .n_head = o->n_head,
-                    .n_layer = o->n_layer};
+                    .n_layer = o->n_layer,
+                    .objective = o->objective};
+}
+
+/* The options that say what a model is, from a model that is there: those given must agree. */
+static int options_follow(Options *o, const Config *c, const char *dir) {
+    const struct {
+        const char *name;
+        int *option, value;
+    } sizes[] = {{"n-px", &o->n_px, c->n_px},       {"n-vocab", &o->n_vocab, c->n_vocab},
+                 {"n-embd", &o->n_embd, c->n_embd}, {"n-head", &o->n_head, c->n_head},
+                 {"n-layer", &o->n_layer, c->n_layer}, {"objective", &o->objective, c->objective}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        if (is_given(sizes[i].name) && *sizes[i].option != sizes[i].value)
+            return fail("the model in %s has another --%s", dir, sizes[i].name);
+        *sizes[i].option = sizes[i].value;
+    }
+    return 0;
 }
 
 /* The entropy of a set's colours, in nats: what a model scores that only counts them. */
@@ -3879,24 +4100,82 @@ static double unigram_nats(const Images *set, int K) {
     return nats;
 }
 
-/* The mean loss over a set, B images at a time. */
-static double evaluate(const Model *m, Activations *acts, const Images *set, int B) {
-    double sum = 0;
-    for (int i = 0; i < set->n; i += B) {
+/* What a model scores on a set: L_GEN in nats per position; L_CLF in nats per picture and the share
+   of pictures whose class was right, both NaN where they were not asked for. */
+typedef struct {
+    double gen, clf, accuracy;
+} Scores;
+
+/* Masks of tests: draw k of picture i, the same ones in every test. */
+enum { TEST_SEED = 0x7e57 };
+
+/* B images at a time. classes: of L_CLF, too; all pictures have labels. A BERT model sees each
+   picture under `masks` masks: the mean of its losses, and of its class logits, counts. */
+static int evaluate(Scores *scores, const Model *m, Activations *acts, const Images *set, int B,
+                    int classes, int masks, double mask_prob) {
+    size_t T = (size_t)set->px * (size_t)set->px, C = (size_t)m->config.n_class;
+    int bert = m->config.objective == OBJECTIVE_BERT, draws = bert ? masks : 1, correct = 0;
+    uint8_t *mask = zalloc((size_t)B * T, sizeof *mask);
+    real *logits = zalloc((size_t)B * C, sizeof *logits); // (B, C), mean over draws
+    int ready = mask && logits;
+    double gen = 0, clf = 0;
+    for (int i = 0; i < set->n && ready; i += B) {
         int n = set->n - i < B ? set->n - i : B;
-        Batch batch = {.B = n, .tokens = set->tokens + (size_t)i * (size_t)(set->px * set->px)};
-        sum += objective(m, acts, &batch, 1, 0, 0, NULL).gen;
+        Batch batch = {.B = n, .tokens = set->tokens + (size_t)i * T, .mask = bert ? mask : NULL};
+        memset(logits, 0, (size_t)n * C * sizeof *logits);
+        for (int k = 0; k < draws; k++) {
+            for (int b = 0; b < n && bert; b++)
+                bert_mask(mask + (size_t)b * T, (int)T, mask_prob, TEST_SEED,
+                          (uint64_t)k << 32 | (uint64_t)(i + b));
+            gen += objective(m, acts, &batch, 1, 0, 0, NULL).gen;
+            if (classes) classify(m, acts, n);
+            for (size_t j = 0; classes && j < (size_t)n * C; j++)
+                logits[j] += acts->classes[j] / (real)draws;
+        }
+        for (int b = 0; b < n && classes; b++)
+            clf += class_loss(logits + (size_t)b * C, (int)C, set->labels[i + b], &correct);
     }
-    return sum / set->n;
+    *scores = (Scores){gen / draws / set->n, classes ? clf / set->n : NAN,
+                       classes ? (double)correct / set->n : NAN};
+    free(logits);
+    free(mask);
+    return ready ? 0 : -1;
 }
 
-static void print_losses(double nats, const Images *test, int K) {
-    printf("nats_per_pixel %.5f\nbits_per_dim %.5f\nunigram_nats %.5f\n", nats, nats / log(2),
-           unigram_nats(test, K));
+/* The accuracy of whoever always names the commonest class. */
+static double majority_share(const Images *set, int n_class) {
+    int most = 0;
+    for (int c = 0; c < n_class; c++) {
+        int n = 0;
+        for (int i = 0; i < set->n; i++) n += set->labels[i] == c;
+        if (n > most) most = n;
+    }
+    return (double)most / set->n;
+}
+
+static void print_scores(const Scores *s, const Images *test, const Config *c) {
+    printf("nats_per_pixel %.5f\nbits_per_dim %.5f\nunigram_nats %.5f\n", s->gen, s->gen / log(2),
+           unigram_nats(test, c->n_vocab));
+    if (isfinite(s->clf))
+        printf("class_nats %.5f\naccuracy %.4f\nmajority_accuracy %.4f\n", s->clf, s->accuracy,
+               majority_share(test, c->n_class));
+}
+
+/* Whether the model's class head is for the data's classes. */
+static int classes_agree(const Model *m, const Dataset *data) {
+    int same = m->config.n_class == data->n_class && data->n_class > 0;
+    for (int k = 0; k < data->n_class && same; k++)
+        same = !strcmp(m->class_names[k], data->class_names[k]);
+    return same;
 }
 
 enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, LOG_ROWS = 200 };
 enum { PROCESS_BYTES = 4000000 };
+
+/* Whether a run draws pictures on the way. */
+static int draws_samples(const Options *o) {
+    return o->command != FINETUNE && o->objective == OBJECTIVE_AR;
+}
 
 /* How many pictures, `most` or fewer, can be drawn at once with a cache of at most `bytes`. */
 static int sampler_images(const Config *c, int most, double bytes) {
@@ -3914,11 +4193,13 @@ static int sample_batch(const Config *c) {
 }
 
 /* The peak memory of training and of sampling, pictures aside: the process itself, parameters (for
-   training also gradients and two moments), activations, the sampler's cache. */
+   training also gradients and two moments, for fine-tuning the best so far), activations, the
+   sampler's cache. */
 static double train_bytes(const Options *o, const Config *c, size_t n_params) {
-    return PROCESS_BYTES + 4.0 * (double)n_params * sizeof(real) +
+    double copies = o->command == FINETUNE ? 5 : 4;
+    return PROCESS_BYTES + copies * (double)n_params * sizeof(real) +
            (double)activations_bytes(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL) +
-           (double)sampler_bytes(c, train_samples(c));
+           (draws_samples(o) ? (double)sampler_bytes(c, train_samples(c)) : 0);
 }
 
 static double sample_bytes(const Config *c, size_t n_params) {
@@ -3926,27 +4207,39 @@ static double sample_bytes(const Config *c, size_t n_params) {
            (double)sampler_bytes(c, sample_batch(c));
 }
 
-/* A training run: everything that a step needs, laid out once. */
+/* A run of pre-training or fine-tuning: everything that a step needs, laid out once. Pre-training
+   minimises L_GEN and looks at the test pictures on the way. Fine-tuning minimises gen_weight x
+   L_GEN + L_CLF, looks at the validation pictures, and keeps the weights that did best there. */
+enum { TRAIN_GEN, HELD_GEN, TRAIN_CLF, HELD_CLF, ACCURACY, N_SCORES, PRETRAIN_SCORES = 2 };
+
 typedef struct {
     int step;
-    double seconds, lr, train, test; // test: NaN between evaluations
+    double seconds, lr, score[N_SCORES]; // NaN: not measured here
 } Row;
 
 typedef struct {
     const Options *o;
     Model model;
     Dataset data;
+    Images validation;  // of fine-tuning, split off data.train
+    const Images *held; // what is evaluated on the way: validation or data.test
     Activations *acts;
-    Sampler *sampler;
+    Sampler *sampler;             // NULL: no pictures are drawn
+    double gen_weight, clf_weight;
     real *grads, *first, *second; // gradient and Adam's moments, laid out as params
-    uint16_t *tokens;             // (micro_batch, T)
+    real *best;                   // the best weights so far; NULL in pre-training
+    double best_accuracy;         // of them; -1: none yet
+    int best_step;
+    uint16_t *tokens;             // (micro_batch + 1, T); the last: room for augmentation
+    uint8_t *mask;                // (micro_batch, T)
+    int *labels;                  // (micro_batch)
     uint16_t *samples;            // (n_samples, T)
     int n_samples;
     Drawing drawing;              // of samples
     int *order, epoch;            // of the training images in this epoch
     int step;                     // steps done
-    double loss;                  // summed since the last row of the log
-    int loss_steps;
+    Losses sum;                   // since the last row of the log
+    int sum_steps;
     double seconds, began; // spent before a resume; when this process began
     Row *rows;
     int n_rows, room;
@@ -3955,84 +4248,117 @@ typedef struct {
 static void run_free(Run *r) {
     model_free(&r->model);
     dataset_free(&r->data);
+    free(r->validation.tokens);
+    free(r->validation.labels);
     free(r->acts);
     free(r->sampler);
     free(r->grads);
+    free(r->best);
     free(r->tokens);
+    free(r->mask);
+    free(r->labels);
     free(r->samples);
     free(r->order);
     free(r->rows);
 }
 
-/* The next image of the run into tokens: image number `index` counted over all epochs. */
-static void next_image(Run *r, uint64_t index, uint16_t *tokens) {
+/* Image number `index`, counted over all epochs, into place b of the pass: flipped at random, for
+   fine-tuning also padded and cropped at random; its label; for BERT its mask. */
+static void next_image(Run *r, uint64_t index, int b) {
     const Images *set = &r->data.train;
     size_t T = (size_t)set->px * (size_t)set->px;
+    uint64_t seed = (uint64_t)r->o->seed;
     int epoch = (int)(index / (uint64_t)set->n);
     if (epoch != r->epoch) {
         for (int i = 0; i < set->n; i++) r->order[i] = i;
-        random_shuffle(r->order, set->n, (uint64_t)r->o->seed,
-                       stream_of(FOR_ORDER, (uint64_t)epoch));
+        random_shuffle(r->order, set->n, seed, stream_of(FOR_ORDER, (uint64_t)epoch));
         r->epoch = epoch;
     }
-    const uint16_t *image = set->tokens + (size_t)r->order[index % (uint64_t)set->n] * T;
-    if (random_bits((uint64_t)r->o->seed, stream_of(FOR_FLIP, 0), index) & 1)
-        image_flip(image, tokens, set->px);
-    else memcpy(tokens, image, T * sizeof *tokens);
+    int i = r->order[index % (uint64_t)set->n], pad = r->best ? set->px / 8 : 0, window = 2 * pad + 1;
+    const uint16_t *image = set->tokens + (size_t)i * T;
+    uint16_t *flipped = r->tokens + (size_t)r->o->micro_batch * T, *out = r->tokens + (size_t)b * T;
+    if (random_bits(seed, stream_of(FOR_FLIP, 0), index) & 1) image_flip(image, flipped, set->px);
+    else memcpy(flipped, image, T * sizeof *image);
+    uint64_t crop = random_bits(seed, stream_of(FOR_CROP, 0), index) >> 32;
+    image_crop_padded(flipped, out, set->px, pad, (int)(crop % (uint64_t)window),
+                      (int)(crop / (uint64_t)window % (uint64_t)window));
+    r->labels[b] = set->labels ? set->labels[i] : -1;
+    if (r->model.config.objective == OBJECTIVE_BERT)
+        bert_mask(r->mask + (size_t)b * T, (int)T, r->o->mask_prob, seed, index);
 }
 
-/* One step of Adam on the next batch; returns its mean loss. */
-static double train_step(Run *r) {
+/* One step of Adam on the next batch; returns its mean losses. */
+static Losses train_step(Run *r) {
     const Options *o = r->o;
-    size_t T = (size_t)r->data.train.px * (size_t)r->data.train.px;
-    double loss = 0;
+    int bert = r->model.config.objective == OBJECTIVE_BERT;
+    Losses mean = {0, 0, 0};
     for (int i = 0; i < o->batch; i += o->micro_batch) {
         int n = o->batch - i < o->micro_batch ? o->batch - i : o->micro_batch;
         for (int b = 0; b < n; b++)
-            next_image(r, (uint64_t)r->step * (uint64_t)o->batch + (uint64_t)(i + b),
-                       r->tokens + (size_t)b * T);
-        Batch batch = {.B = n, .tokens = r->tokens};
-        loss += objective(&r->model, r->acts, &batch, 1, 0, 1.0 / o->batch, r->grads).gen;
+            next_image(r, (uint64_t)r->step * (uint64_t)o->batch + (uint64_t)(i + b), b);
+        Batch batch = {n, r->tokens, bert ? r->mask : NULL, r->labels};
+        Losses pass = objective(&r->model, r->acts, &batch, r->gen_weight, r->clf_weight,
+                                1.0 / o->batch, r->grads);
+        mean.gen += pass.gen / o->batch;
+        mean.clf += pass.clf / o->batch;
     }
     adam_step(r->model.params, r->grads, r->first, r->second, r->model.n_params, r->step + 1,
               learning_rate(r->step, o->steps, o->warmup, o->lr));
     r->step++;
-    return loss / o->batch;
+    return mean;
 }
 
 /* The training state: what --resume needs, bit for bit. Options are kept as text. */
 
+/* Word number k of "a|b|c"; NULL where there are fewer. */
+static const char *word_of(const char *words, int k) {
+    for (; k > 0 && words; k--) {
+        words = strchr(words, '|');
+        if (words) words++;
+    }
+    return words;
+}
+
 static const char *option_text(const Options *o, const Option *option, char text[32]) {
     const char *at = (const char *)o + option->where;
     if (option->type == TEXT) return *(const char *const *)(const void *)at;
+    int whole = option->type == NUMBER ? 0 : *(const int *)(const void *)at;
     if (option->type == NUMBER) snprintf(text, 32, "%.17g", *(const double *)(const void *)at);
-    else snprintf(text, 32, "%d", *(const int *)(const void *)at);
+    else if (option->type == CHOICE)
+        snprintf(text, 32, "%.*s", (int)strcspn(word_of(option->unit, whole), "|"),
+                 word_of(option->unit, whole));
+    else snprintf(text, 32, "%d", whole);
     return text;
 }
 
-/* Options that a resumed run takes over: those of training, but for where and how it runs. */
-static int is_kept(const Option *option) {
-    static const char *const own[] = {"out", "threads", "quiet", "resume", "init", "palette",
-                                      "show"};
+/* Options that a resumed run takes over: the command's, but for where and how it runs. */
+static int is_kept(const Option *option, const Options *o) {
+    static const char *const own[] = {"model",  "out",  "threads", "quiet",
+                                      "resume", "init", "palette", "show"};
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         if (!strcmp(option->name, own[i])) return 0;
-    return (option->commands & TRAIN) != 0;
+    return (option->commands & o->command) != 0;
 }
 
 static int state_save(const Run *r, const char *path) {
     const Model *m = &r->model;
-    const char *dtype = sizeof(real) == 8 ? "F64" : "F32", *metadata[2 * N_OPTIONS + 8];
-    char numbers[N_OPTIONS + 2][32];
+    const char *dtype = sizeof(real) == 8 ? "F64" : "F32", *metadata[2 * N_OPTIONS + 12];
+    char numbers[N_OPTIONS + 4][32];
     int n = 0;
     for (int i = 0; i < N_OPTIONS; i++) {
-        if (!is_kept(&option_table[i])) continue;
+        if (!is_kept(&option_table[i], r->o)) continue;
         metadata[n++] = option_table[i].name;
         metadata[n++] = option_text(r->o, &option_table[i], numbers[i]);
     }
     snprintf(numbers[N_OPTIONS], 32, "%d", r->step);
     snprintf(numbers[N_OPTIONS + 1], 32, "%.3f", r->rows[r->n_rows - 1].seconds);
+    snprintf(numbers[N_OPTIONS + 2], 32, "%d", r->best_step);
+    snprintf(numbers[N_OPTIONS + 3], 32, "%.17g", r->best_accuracy);
+    metadata[n++] = "command", metadata[n++] = r->o->name;
     metadata[n++] = "step", metadata[n++] = numbers[N_OPTIONS];
     metadata[n++] = "seconds", metadata[n++] = numbers[N_OPTIONS + 1];
+    metadata[n++] = "best_step", metadata[n++] = numbers[N_OPTIONS + 2];
+    metadata[n++] = "best_accuracy", metadata[n++] = numbers[N_OPTIONS + 3];
     metadata[n] = NULL;
     const int64_t size = (int64_t)m->n_params, K = m->config.n_vocab;
     const Stored tensors[] = {
@@ -4040,8 +4366,9 @@ static int state_save(const Run *r, const char *path) {
         {.name = "adam.first", .dtype = dtype, .n_dim = 1, .shape = {size}, .data = r->first},
         {.name = "adam.second", .dtype = dtype, .n_dim = 1, .shape = {size}, .data = r->second},
         {.name = "palette", .dtype = dtype, .n_dim = 2, .shape = {K, 3}, .data = m->palette},
+        {.name = "best", .dtype = dtype, .n_dim = 1, .shape = {size}, .data = r->best},
     };
-    return safetensors_write(path, tensors, 4, metadata);
+    return safetensors_write(path, tensors, r->best ? 5 : 4, metadata);
 }
 
 /* Give an option its value; -1 and a sentence for one that does not fit. */
@@ -4050,6 +4377,16 @@ static int option_set(Options *options, const Option *option, const char *value)
     if (option->type == TEXT) {
         *(const char **)(void *)at = value;
         return 0;
+    }
+    if (option->type == CHOICE) {
+        int k = 0;
+        size_t length = strlen(value);
+        const char *word;
+        while ((word = word_of(option->unit, k)) &&
+               (strcspn(word, "|") != length || strncmp(word, value, length)))
+            k++;
+        *(int *)(void *)at = k;
+        return word ? 0 : fail("--%s takes %s, not \"%s\"", option->name, option->unit, value);
     }
     double number = strtod(value, &end);
     if (end == value || *end || !isfinite(number))
@@ -4071,15 +4408,21 @@ static int option_set(Options *options, const Option *option, const char *value)
 
 /* The options of the run that wrote the state, but for those given now. */
 static int options_resume(Options *o, const Safetensors *state) {
+    static const char *const needed[] = {"step", "seconds", "best_step", "best_accuracy"};
+    const char *command = safetensors_metadata(state, "command");
+    if (!command || strcmp(command, o->name))
+        return fail("%s: is no run of igpt %s", state->path, o->name);
     for (int i = 0; i < N_OPTIONS; i++) {
         const Option *option = &option_table[i];
-        if (!is_kept(option) || given[i]) continue;
+        if (!is_kept(option, o) || given[i]) continue;
         const char *value = safetensors_metadata(state, option->name);
         if (!value) return fail("%s: metadata %s is missing", state->path, option->name);
         if (option_set(o, option, value)) return -1;
     }
-    if (safetensors_metadata(state, "step") && safetensors_metadata(state, "seconds")) return 0;
-    return fail("%s: metadata step or seconds is missing", state->path);
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++)
+        if (!safetensors_metadata(state, needed[i]))
+            return fail("%s: metadata %s is missing", state->path, needed[i]);
+    return 0;
 }
 
 static int state_read(Safetensors *file, const char *name, int64_t count, real *out) {
@@ -4090,83 +4433,119 @@ static int state_read(Safetensors *file, const char *name, int64_t count, real *
     return safetensors_read(file, s, out);
 }
 
+/* log.csv: the columns that the command fills; fields without a value stay empty. */
+
+static const char *log_header(const Options *o, int *n_scores) {
+    *n_scores = o->command == FINETUNE ? N_SCORES : PRETRAIN_SCORES;
+    return o->command == FINETUNE ? "step,seconds,lr,train_nats,validation_nats,train_class_nats,"
+                                    "validation_class_nats,validation_accuracy"
+                                  : "step,seconds,lr,train_nats,test_nats";
+}
+
 /* The rows of an earlier log.csv up to the step that is resumed. */
 static void log_read(Run *r, const char *path) {
     FILE *f = fopen(path, "r");
     char line[256];
-    for (Row row; f && fgets(line, sizeof line, f) && r->n_rows < r->room;) {
-        row.test = NAN;
-        if (sscanf(line, "%d,%lf,%lf,%lf,%lf", &row.step, &row.seconds, &row.lr, &row.train,
-                   &row.test) >= 4 && row.step <= r->step)
-            r->rows[r->n_rows++] = row;
+    while (f && fgets(line, sizeof line, f) && r->n_rows < r->room) {
+        Row row;
+        int used = 0;
+        for (int k = 0; k < N_SCORES; k++) row.score[k] = NAN;
+        if (sscanf(line, "%d,%lf,%lf%n", &row.step, &row.seconds, &row.lr, &used) != 3) continue;
+        const char *at = line + used;
+        for (int k = 0; k < N_SCORES && *at == ','; k++) {
+            sscanf(++at, "%lf", &row.score[k]); // leaves NaN where the field is empty
+            at += strcspn(at, ",");
+        }
+        if (row.step <= r->step) r->rows[r->n_rows++] = row;
     }
     if (f) fclose(f);
 }
 
 static int log_write(const Run *r, const char *path) {
     FILE *f = file_create(path);
+    int n_scores;
     if (!f) return -1;
-    fprintf(f, "step,seconds,lr,train_nats,test_nats\n");
+    fprintf(f, "%s\n", log_header(r->o, &n_scores));
     for (const Row *row = r->rows; row < r->rows + r->n_rows; row++) {
-        fprintf(f, "%d,%.3f,%.6g,%.5f,", row->step, row->seconds, row->lr, row->train);
-        if (isfinite(row->test)) fprintf(f, "%.5f", row->test);
+        fprintf(f, "%d,%.3f,%.6g", row->step, row->seconds, row->lr);
+        for (int k = 0; k < n_scores; k++)
+            if (isfinite(row->score[k])) fprintf(f, ",%.5f", row->score[k]);
+            else fputc(',', f);
         fputc('\n', f);
     }
     return file_finish(f, path);
 }
 
 static int loss_chart(const Run *r, const char *path) {
+    int fine = r->o->command == FINETUNE, lines = fine ? ACCURACY : PRETRAIN_SCORES;
     size_t n = (size_t)r->n_rows;
-    double *x = zalloc(3 * n, sizeof *x), *train = x + n, *test = train + n;
+    double *x = zalloc((ACCURACY + 1) * n, sizeof *x), *y = x + n; // (n), (lines, n)
     if (!x) return -1;
     for (size_t i = 0; i < n; i++) {
         x[i] = r->rows[i].step;
-        train[i] = r->rows[i].train;
-        test[i] = r->rows[i].test;
+        for (int k = 0; k < lines; k++) y[(size_t)k * n + i] = r->rows[i].score[k];
     }
-    const Series series[] = {{"training", "#7aa6d6", (int)n, x, train, 0},
-                             {"test", "#c0392b", (int)n, x, test, 3}};
-    int bad = chart_write(path, "Loss", "step", "nats per pixel", series, 2);
+    const Series series[] = {
+        {fine ? "training, L_GEN" : "training", "#7aa6d6", (int)n, x, y, 0},
+        {fine ? "validation, L_GEN" : "test", "#c0392b", (int)n, x, y + n, 3},
+        {"training, L_CLF", "#8fc28a", (int)n, x, y + 2 * n, 0},
+        {"validation, L_CLF", "#b8860b", (int)n, x, y + 3 * n, 3}};
+    int bad = chart_write(path, "Loss", "step", fine ? "nats" : "nats per pixel", series, lines);
     free(x);
     return bad;
 }
 
-/* Sizes and starting values that the command line, --init or --resume ask for. */
-static int run_model(Run *r, Options *o, Safetensors *state) {
-    Model *m = &r->model;
-    if (o->init) {
-        if (model_load(m, o->init)) return -1;
-        if (m->config.n_px != r->data.train.px)
-            return fail("%s works on %d x %d pixels: give --n-px %d", o->init, m->config.n_px,
-                        m->config.n_px, m->config.n_px);
-        return 0;
-    }
-    Config c = config_of(o);
-    real *palette = zalloc((size_t)o->n_vocab * 3, sizeof *palette);
-    int found = palette ? o->n_vocab : -1;
-    if (palette && state->file) {
-        if (state_read(state, "palette", 3 * (int64_t)o->n_vocab, palette)) found = -1;
-    } else if (palette && o->palette) {
-        Json *json = json_read(o->palette);
-        found = json ? palette_load(palette, o->n_vocab, json, o->palette) : -1;
-        free(json);
-    } else if (palette) {
+/* The palette in the file that --palette names, or one that k-means finds in the training pictures;
+   its size becomes o->n_vocab. To be given back with free(); NULL: failed. */
+static real *palette_make(Options *o, const Images *train, int *K) {
+    real *palette = NULL;
+    if (o->palette) {
+        palette = palette_read(o->palette, K);
+        if (!palette || !is_given("n-vocab") || *K == o->n_vocab) return palette;
+        fail("%s has %d colours, not --n-vocab %d", o->palette, *K, o->n_vocab);
+    } else if ((palette = zalloc((size_t)o->n_vocab * 3, sizeof *palette))) {
         note("palette: k-means, %d colours", o->n_vocab);
-        const Images *train = &r->data.train;
-        found = palette_build(palette, o->n_vocab, train->rgb,
-                              (size_t)train->n * (size_t)train->px * (size_t)train->px,
-                              (uint64_t)o->seed, NULL);
+        *K = palette_build(palette, o->n_vocab, train->rgb,
+                           (size_t)train->n * (size_t)train->px * (size_t)train->px,
+                           (uint64_t)o->seed, NULL);
+        if (*K >= 0 && *K < o->n_vocab)
+            note("palette: %d colours are all there are, not %d", *K, o->n_vocab);
+        if (*K >= 0) return palette;
     }
-    if (found >= 0 && found < o->n_vocab)
-        note("palette: %d colours are all there are, not %d", found, o->n_vocab);
-    c.n_vocab = o->n_vocab = found;
-    int bad = found < 0 || model_init(m, c);
+    free(palette);
+    return NULL;
+}
+
+/* A new network, on the palette that the options ask for. */
+static int run_new_model(Run *r, Options *o) {
+    real *palette = palette_make(o, &r->data.train, &o->n_vocab);
+    int bad = !palette || model_init(&r->model, config_of(o));
     if (!bad) {
-        memcpy(m->palette, palette, (size_t)found * 3 * sizeof *palette);
-        model_randomise(m, (uint64_t)o->seed);
+        memcpy(r->model.palette, palette, (size_t)o->n_vocab * 3 * sizeof *palette);
+        model_randomise(&r->model, (uint64_t)o->seed);
     }
     free(palette);
     return bad ? -1 : 0;
+}
+
+/* Fine-tuning: give the model a head for the data's classes. One that it has already stays, and its
+   weights stay, unless they are to be fresh. A head starts at zero and is the last tensor. */
+static int run_head(Run *r) {
+    Model new, *m = &r->model;
+    if (r->data.n_class < 2)
+        return fail("%s: %d classes, which leaves nothing to learn", r->o->data, r->data.n_class);
+    if (classes_agree(m, &r->data) && !r->o->from_scratch) return 0;
+    Config c = m->config;
+    c.n_class = r->data.n_class;
+    if (model_init(&new, c)) return -1;
+    int bad = 0;
+    for (int k = 0; k < c.n_class && !bad; k++) bad = class_rename(&new, k, r->data.class_names[k]);
+    memcpy(new.palette, m->palette, 3 * (size_t)c.n_vocab * sizeof *m->palette);
+    if (r->o->from_scratch) model_randomise(&new, (uint64_t)r->o->seed);
+    else memcpy(new.params, m->params, new.tensors[new.n_tensors - 1].offset * sizeof *m->params);
+    model_free(m);
+    *m = new;
+    return bad;
 }
 
 /* Weights, moments and log as the run in --out left them. */
@@ -4174,75 +4553,148 @@ static int run_resume(Run *r, Safetensors *state) {
     const Model *m = &r->model;
     int64_t n = (int64_t)m->n_params;
     if (state_read(state, "params", n, m->params) || state_read(state, "adam.first", n, r->first) ||
-        state_read(state, "adam.second", n, r->second))
+        state_read(state, "adam.second", n, r->second) ||
+        (r->best && state_read(state, "best", n, r->best)))
         return -1;
     r->step = atoi(safetensors_metadata(state, "step"));
     r->seconds = atof(safetensors_metadata(state, "seconds"));
+    r->best_step = atoi(safetensors_metadata(state, "best_step"));
+    r->best_accuracy = atof(safetensors_metadata(state, "best_accuracy"));
     log_read(r, file_in(r->o->out, "log.csv"));
     note("resuming at step %d of %d", r->step, r->o->steps);
     return 0;
 }
 
-static int run_open(Run *r, Options *o, Safetensors *state) {
-    *r = (Run){.o = o, .epoch = -1};
+/* The model and the pictures as its tokens. */
+static int run_load(Run *r, Options *o, Safetensors *state) {
+    int fine = o->command == FINETUNE;
+    const char *from = state->file ? o->out : fine ? o->model : o->init;
+    if (from && (model_load(&r->model, from) || options_follow(o, &r->model.config, from))) return -1;
     if (dataset_read(&r->data, o->data, o->n_px)) return -1;
     note("%s: %d training and %d test pictures, %d classes, at %d x %d", o->data, r->data.train.n,
          r->data.test.n, r->data.n_class, o->n_px, o->n_px);
-    if (run_model(r, o, state)) return -1;
-    const Config *c = &r->model.config;
-    if (images_quantise(&r->data.train, r->model.palette, c->n_vocab) ||
-        images_quantise(&r->data.test, r->model.palette, c->n_vocab))
+    if (!from && run_new_model(r, o)) return -1;
+    if (fine && run_head(r)) return -1;
+    const Model *m = &r->model;
+    int K = m->config.n_vocab;
+    if (state->file && state_read(state, "palette", 3 * (int64_t)K, m->palette)) return -1;
+    if (images_quantise(&r->data.train, m->palette, K) ||
+        images_quantise(&r->data.test, m->palette, K))
         return -1;
+    r->held = fine ? &r->validation : &r->data.test;
+    if (!fine) return 0;
+    if (images_split(&r->data.train, &r->validation, r->data.n_class, o->labels_per_class,
+                     (uint64_t)o->seed))
+        return fail("%s: %s", o->data, error_text());
+    note("fine-tuning on %d pictures, choosing by %d others", r->data.train.n, r->validation.n);
+    return 0;
+}
+
+/* Fill in what depends on the model and the data. */
+static void run_defaults(const Run *r, Options *o) {
+    double image = (double)o->n_px * o->n_px * o->n_embd * o->n_layer; // 40 bytes each are kept
+    if (o->micro_batch < 0)
+        for (o->micro_batch = o->batch; o->micro_batch > 1 && o->micro_batch * image > 25e6;)
+            o->micro_batch = (o->micro_batch + 1) / 2;
     if (o->warmup < 0) o->warmup = r->data.train.n / o->batch;
     if (o->warmup > o->steps / 2) o->warmup = o->steps / 2;
     if (o->eval_every < 0) o->eval_every = (o->steps + 9) / 10;
     if (o->save_every < 0) o->save_every = o->eval_every;
-    size_t T = dimension(c, DIM_T), n = r->model.n_params;
+}
+
+static int run_open(Run *r, Options *o, Safetensors *state) {
+    int fine = o->command == FINETUNE;
+    *r = (Run){.o = o, .epoch = -1, .best_accuracy = -1};
+    r->gen_weight = fine ? o->gen_weight : 1;
+    r->clf_weight = fine;
+    if (run_load(r, o, state)) return -1;
+    run_defaults(r, o);
+    const Config *c = &r->model.config;
+    size_t T = dimension(c, DIM_T), n = r->model.n_params, B = (size_t)o->micro_batch;
     r->room = LOG_ROWS * 2 + o->steps / o->eval_every + 2;
     r->rows = zalloc((size_t)r->room, sizeof *r->rows);
     r->order = zalloc((size_t)r->data.train.n, sizeof *r->order);
-    r->tokens = zalloc((size_t)o->micro_batch * T, sizeof *r->tokens);
-    r->n_samples = train_samples(c);
+    r->tokens = zalloc((B + 1) * T, sizeof *r->tokens);
+    r->mask = zalloc(B * T, sizeof *r->mask);
+    r->labels = zalloc(B, sizeof *r->labels);
+    r->n_samples = draws_samples(o) ? train_samples(c) : 0;
     r->samples = zalloc((size_t)r->n_samples * T, sizeof *r->samples);
     r->grads = zalloc(3 * n, sizeof *r->grads);
     r->acts = activations_new(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
-    r->sampler = sampler_new(c, r->n_samples);
-    if (!r->rows || !r->order || !r->tokens || !r->samples || !r->grads || !r->acts || !r->sampler)
+    if (fine) r->best = zalloc(n, sizeof *r->best);
+    if (draws_samples(o)) r->sampler = sampler_new(c, r->n_samples);
+    else if (!fine) note("a BERT model cannot draw pictures: there will be no samples.png");
+    if (!r->rows || !r->order || !r->tokens || !r->mask || !r->labels || !r->samples ||
+        !r->grads || !r->acts || (fine && !r->best) || (draws_samples(o) && !r->sampler))
         return -1;
     r->first = r->grads + n;
     r->second = r->first + n;
     r->drawing = (Drawing){&r->model, r->samples, r->n_samples};
-    sampler_watch(r->sampler, show_row, &r->drawing);
+    if (r->sampler) sampler_watch(r->sampler, show_row, &r->drawing);
     return state->file ? run_resume(r, state) : 0;
 }
 
-/* Note where the run stands; every now and then with the test loss and pictures. */
+/* Test the run on what is held out, and keep the weights of a fine-tuning that beat all before. */
+static int run_evaluate(Run *r, Row *row) {
+    const Options *o = r->o;
+    Scores s;
+    if (evaluate(&s, &r->model, r->acts, r->held, o->micro_batch, r->best != NULL, 1, o->mask_prob))
+        return -1;
+    row->score[HELD_GEN] = s.gen;
+    row->score[HELD_CLF] = s.clf;
+    row->score[ACCURACY] = s.accuracy;
+    if (!r->best) {
+        note("step %d  train %.4f  test %.4f nats per pixel%s%s", r->step, row->score[TRAIN_GEN],
+             s.gen, r->sampler ? "  " : "", r->sampler ? file_in(o->out, "samples.png") : "");
+        return 0;
+    }
+    int better = s.accuracy > r->best_accuracy;
+    note("step %d  L_CLF: train %.4f  validation %.4f  accuracy %.2f %%%s", r->step,
+         row->score[TRAIN_CLF], s.clf, 100 * s.accuracy, better ? ", the best so far" : "");
+    if (!better) return 0;
+    memcpy(r->best, r->model.params, r->model.n_params * sizeof *r->best);
+    r->best_accuracy = s.accuracy;
+    r->best_step = r->step;
+    return 0;
+}
+
+/* Note where the run stands; every now and then with an evaluation and pictures. */
 static int run_report(Run *r, int evaluating) {
     const Options *o = r->o;
     Row *row = &r->rows[r->n_rows < r->room ? r->n_rows++ : r->room - 1];
     *row = (Row){.step = r->step,
                  .seconds = r->seconds + seconds_now() - r->began,
                  .lr = learning_rate(r->step - 1, o->steps, o->warmup, o->lr),
-                 .train = r->loss / r->loss_steps,
-                 .test = NAN};
-    r->loss = r->loss_steps = 0;
+                 .score = {r->gen_weight > 0 ? r->sum.gen / r->sum_steps : NAN, NAN,
+                           r->clf_weight > 0 ? r->sum.clf / r->sum_steps : NAN, NAN, NAN}};
+    r->sum = (Losses){0, 0, 0};
+    r->sum_steps = 0;
     if (!evaluating) return 0;
-    row->test = evaluate(&r->model, r->acts, &r->data.test, o->micro_batch);
-    sample_images(&r->model, r->sampler, r->samples, r->n_samples, 0, (uint64_t)o->seed, 0,
-                  o->temperature, o->top_k);
-    note("step %d  train %.4f  test %.4f nats per pixel  %s", r->step, row->train, row->test,
-         file_in(o->out, "samples.png"));
-    if (sheet_write(file_in(o->out, "samples.png"), r->samples, r->n_samples, o->n_px,
-                    r->model.palette, SHEET_COLUMNS) ||
-        loss_chart(r, file_in(o->out, "loss.svg")))
-        return -1;
+    if (run_evaluate(r, row)) return -1;
+    if (r->sampler) {
+        sample_images(&r->model, r->sampler, r->samples, r->n_samples, 0, (uint64_t)o->seed, 0,
+                      o->temperature, o->top_k);
+        if (sheet_write(file_in(o->out, "samples.png"), r->samples, r->n_samples, o->n_px,
+                        r->model.palette, SHEET_COLUMNS))
+            return -1;
+    }
+    if (loss_chart(r, file_in(o->out, "loss.svg"))) return -1;
     return log_write(r, file_in(o->out, "log.csv"));
 }
 
+/* What the run has to show for: the model, or of a fine-tuning its best weights. */
+static Model run_result(const Run *r) {
+    Model m = r->model;
+    if (r->best_accuracy >= 0) m.params = r->best;
+    return m;
+}
+
+/* The state goes last: where there is one, there is a model. */
 static int run_save(const Run *r) {
-    if (state_save(r, file_in(r->o->out, "train_state.safetensors"))) return -1;
     const char *dtype = r->o->f16 ? "F16" : sizeof(real) == 8 ? "F64" : "F32";
-    return model_save(&r->model, r->o->out, dtype);
+    Model m = run_result(r);
+    if (model_save(&m, r->o->out, dtype)) return -1;
+    return state_save(r, file_in(r->o->out, "train_state.safetensors"));
 }
 
 static int run_steps(Run *r) {
@@ -4251,12 +4703,16 @@ static int run_steps(Run *r) {
     r->began = seconds_now();
     catch_interrupt();
     while (r->step < o->steps && !interrupted) {
-        double loss = train_step(r), spent = seconds_now() - r->began;
-        r->loss += loss;
-        r->loss_steps++;
+        Losses mean = train_step(r);
+        double loss = r->gen_weight * mean.gen + r->clf_weight * mean.clf;
+        double spent = seconds_now() - r->began;
+        r->sum.gen += mean.gen;
+        r->sum.clf += mean.clf;
+        r->sum_steps++;
         if (!isfinite(loss)) return fail("the loss is %g at step %d: try a lower --lr", loss, r->step);
         progress("step %d of %d  loss %.4f  %.0f images/s  %s left", r->step, o->steps,
-                 r->loss / r->loss_steps, (r->step - from) * (double)o->batch / spent,
+                 (r->gen_weight * r->sum.gen + r->clf_weight * r->sum.clf) / r->sum_steps,
+                 (r->step - from) * (double)o->batch / spent,
                  clock_text(spent / (r->step - from) * (o->steps - r->step)));
         int last = r->step == o->steps, evaluating = last || r->step % o->eval_every == 0;
         if ((evaluating || interrupted || r->step % log_every == 0) && run_report(r, evaluating))
@@ -4264,34 +4720,49 @@ static int run_steps(Run *r) {
         if ((last || interrupted || r->step % o->save_every == 0) && run_save(r)) return -1;
     }
     if (r->step < o->steps)
-        return fail("stopped at step %d of %d and saved; go on with: igpt train --resume --out %s",
-                    r->step, o->steps, o->out);
+        return fail("stopped at step %d of %d and saved; go on with: igpt %s --resume --out %s",
+                    r->step, o->steps, o->name, o->out);
     return 0;
 }
 
-static int command_train(Options *o) {
+/* The figures of a run that has come to its end; a fine-tuned model is tested now, once. */
+static int run_print(const Run *r) {
+    const Options *o = r->o;
+    const Row *end = &r->rows[r->n_rows - 1];
+    Model m = run_result(r);
+    Scores s = {end->score[HELD_GEN], NAN, NAN};
+    if (r->best && evaluate(&s, &m, r->acts, &r->data.test, o->micro_batch, 1, o->masks, o->mask_prob))
+        return -1;
+    printf("step %d\nseconds %.1f\n", end->step, end->seconds);
+    if (r->gen_weight > 0) printf("train_nats_per_pixel %.5f\n", end->score[TRAIN_GEN]);
+    if (r->best)
+        printf("train_class_nats %.5f\nbest_step %d\nvalidation_accuracy %.4f\n",
+               end->score[TRAIN_CLF], r->best_step, r->best_accuracy);
+    print_scores(&s, &r->data.test, &m.config);
+    printf("peak_memory_mb %.0f\n", peak_memory() / 1e6);
+    return 0;
+}
+
+static int command_train(Options *o) { // and finetune
     Safetensors state = {.file = NULL};
     Run run = {.o = o};
     int bad = 0;
     if (o->resume)
         bad = safetensors_open(&state, file_in(o->out, "train_state.safetensors")) ||
               options_resume(o, &state);
-    bad = bad || preset_apply(o);
-    Config config = config_of(o);
-    bad = bad || config_check(&config) || folder_check(o->out) || run_open(&run, o, &state);
+    if (!bad && o->command == TRAIN) {
+        bad = preset_apply(o);
+        Config config = config_of(o);
+        bad = bad || config_check(&config);
+    }
+    bad = bad || folder_check(o->out) || run_open(&run, o, &state);
     if (!bad) {
         note("model: %d layers, d %d, %d heads, %d colours: %.2f million parameters, %.0f MB",
              o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
              train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
         bad = run_steps(&run);
     }
-    if (!bad && run.n_rows) {
-        const Row *end = &run.rows[run.n_rows - 1];
-        printf("step %d\nseconds %.1f\ntrain_nats_per_pixel %.5f\n", end->step, end->seconds,
-               end->train);
-        print_losses(end->test, &run.data.test, run.model.config.n_vocab);
-        printf("peak_memory_mb %.0f\n", peak_memory() / 1e6);
-    }
+    if (!bad && run.n_rows) bad = run_print(&run);
     safetensors_close(&state);
     run_free(&run);
     return bad ? -1 : 0;
@@ -4332,17 +4803,21 @@ static int command_eval(Options *o) {
     enum { B = 16 };
     Model m;
     Dataset data;
+    Scores scores;
     if (model_load(&m, o->model)) return -1;
     if (dataset_read(&data, o->data, m.config.n_px)) {
         model_free(&m);
         return -1;
     }
+    int classes = classes_agree(&m, &data);
+    if (m.config.n_class && !classes)
+        note("no accuracy: the classes of %s are not those of %s", o->data, o->model);
     Activations *acts = activations_new(&m.config, B, KEEP_NOTHING);
-    int bad = !acts || images_quantise(&data.test, m.palette, m.config.n_vocab);
+    int bad = !acts || images_quantise(&data.test, m.palette, m.config.n_vocab) ||
+              evaluate(&scores, &m, acts, &data.test, B, classes, o->masks, o->mask_prob);
     if (!bad) {
-        double nats = evaluate(&m, acts, &data.test, B);
         printf("images %d\n", data.test.n);
-        print_losses(nats, &data.test, m.config.n_vocab);
+        print_scores(&scores, &data.test, &m.config);
     }
     free(acts);
     dataset_free(&data);
@@ -4373,8 +4848,7 @@ static int command_info(Options *o) {
         int bad = !json || config_load(&c, json, path);
         free(json);
         if (bad) return -1;
-        o->n_px = c.n_px, o->n_vocab = c.n_vocab, o->n_embd = c.n_embd, o->n_head = c.n_head;
-        o->n_layer = c.n_layer;
+        if (options_follow(o, &c, o->model)) return -1;
     }
     if (preset_apply(o)) return -1;
     c = config_of(o);
@@ -4393,6 +4867,43 @@ static int command_info(Options *o) {
            3 * forward / 1e9);
     printf("training_memory_mb %.0f\nsampling_memory_mb %.0f\n", training / 1e6, sampling / 1e6);
     return 0;
+}
+
+/* The root of the mean square error, in byte units, of the pictures that tokens make of a set. */
+static double palette_error(const Images *set, const uint16_t *tokens, const real *palette) {
+    size_t n = (size_t)set->n * (size_t)set->px * (size_t)set->px;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint8_t colour[3];
+        palette_colours(colour, tokens + i, 1, palette);
+        for (size_t j = 0; j < 3; j++) sum += pow((double)set->rgb[3 * i + j] - colour[j], 2);
+    }
+    return sqrt(sum / (3 * (double)n));
+}
+
+static int command_palette(Options *o) {
+    enum { SHOWN = 16 };
+    Dataset data;
+    if (preset_apply(o) || folder_check(o->out) || dataset_read(&data, o->data, o->n_px)) return -1;
+    const Images *test = &data.test;
+    Config c = {.n_px = o->n_px};
+    real *palette = palette_make(o, &data.train, &c.n_vocab);
+    size_t n = (size_t)test->n * (size_t)test->px * (size_t)test->px;
+    uint16_t *tokens = zalloc(n, sizeof *tokens);
+    Model m = {.config = c, .palette = palette};
+    int bad = !palette || !tokens || palette_index(tokens, test->rgb, n, palette, c.n_vocab) ||
+              palette_save(&m, file_in(o->out, "preprocessor_config.json")) ||
+              palette_sheet_write(file_in(o->out, "palette.png"), palette, c.n_vocab, test->rgb, tokens,
+                                  test->n < SHOWN ? test->n : SHOWN, test->px);
+    if (!bad) {
+        printf("colours %d\nrms_error %.3f\n", c.n_vocab, palette_error(test, tokens, palette));
+        printf("palette %s\n", file_in(o->out, "preprocessor_config.json"));
+        printf("picture %s\n", file_in(o->out, "palette.png"));
+    }
+    free(tokens);
+    free(palette);
+    dataset_free(&data);
+    return bad ? -1 : 0;
 }
 
 static int list_length(char *const *list) {
@@ -5047,10 +5558,12 @@ static int command_bench(Options *o) {
 
 static const Command commands[] = {
     {"train", "pre-train on images", TRAIN, command_train},
+    {"finetune", "train network and class head together", FINETUNE, command_train},
     {"probe", "logistic regression on the features of every layer", PROBE, command_probe},
     {"sample", "draw new images", SAMPLE, command_sample},
     {"complete", "hide the lower part of pictures and finish them", COMPLETE, command_complete},
-    {"eval", "loss on the test images", EVAL, command_eval},
+    {"eval", "loss and accuracy on the test images", EVAL, command_eval},
+    {"palette", "build a palette, or read one, and show it", PALETTE, command_palette},
     {"info", "a model's parameters, FLOPs and memory, before anything is run", INFO, command_info},
     {"bench", "what this machine reaches, against its own peak", BENCH, command_bench},
 };
@@ -5092,7 +5605,7 @@ static void help_command(const Command *command) {
         if (!(o->commands & command->bit)) continue;
         char left[48];
         snprintf(left, sizeof left, "--%s %s", o->name, o->unit);
-        printf("  %-18s %s", left, o->help);
+        printf("  %-20s %s", left, o->help);
         if (*o->initial) printf(" (%s)", o->initial);
         putchar('\n');
     }
@@ -5105,9 +5618,12 @@ static void help_command(const Command *command) {
 
 /* Read argv[2..] into o. 0; 1: --help; -1: wrong usage. */
 static int options_parse(Options *o, const Command *command, int argc, char **argv) {
+    o->name = command->name;
+    o->command = command->bit;
     o->lr = -1;
     for (int i = 0; i < N_OPTIONS; i++) {
         const Option *option = &option_table[i];
+        if (!(option->commands & command->bit)) continue;
         if (*option->initial) option_set(o, option, option->initial);
         else if (option->type == WHOLE) *(int *)(void *)((char *)o + option->where) = -1;
     }

@@ -179,17 +179,17 @@ typedef struct {
     int B;
     const uint16_t *tokens; // (B, T)
     const uint8_t *mask;    // (B, T), 1 = masked: L_BERT. NULL: L_AR
-    const int *labels;      // (B), for L_CLF; may be NULL where clf_weight is 0
+    const int *labels;      // (B), for L_CLF; -1: none; may be NULL where clf_weight is 0
 } Batch;
+
+/* L_BERT's mask of a picture of T positions: each is masked (1) with this probability (> 0) on its
+   own; all are drawn again until one is. A function of (seed, index), index < 2^56. */
+void bert_mask(uint8_t *mask, int T, double probability, uint64_t seed, uint64_t index);
 
 typedef struct {
     double gen, clf; // sums over images: L_GEN in nats per position (per masked one for BERT), L_CLF
     int correct;     // images whose class was right
 } Losses;
-
-/* A mask for L_BERT: each position is masked (1) with this probability (> 0); drawn again until one
-   is. Mask number `index` of a seed. */
-void bert_mask(uint8_t *mask, int T, double probability, uint64_t seed, uint64_t index);
 
 /* gen_weight * L_GEN + clf_weight * L_CLF of a batch (paper, section 2.1 and 2.2). Where grads is
    not NULL, adds to it (laid out as params) scale times the gradient of the sum over images; acts
@@ -286,6 +286,19 @@ void image_crop_padded(const uint16_t *in, uint16_t *out, int px, int pad, int d
 /* Turn a set's bytes into palette indices, in the same memory. Returns 0, or -1 without memory. */
 int images_quantise(Images *set, const real *palette, int K);
 
+/* Divide the labels of a training set: part (n) becomes PART_TRAIN, PART_VALIDATION or PART_NONE.
+   Of each class 10 % (at least one of two or more) are for validation, always the same ones.
+   per_class 0: all others train. Else per_class of each class train, draw number `draw` of `seed`
+   (the low-data setting), and the others serve for nothing. Fails where a class has too few. */
+enum { PART_TRAIN, PART_VALIDATION, PART_TEST, PART_NONE };
+int labels_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
+                 uint8_t *part);
+
+/* The same split for fine-tuning, on a set of tokens: validation pictures move to `held`, which is
+   made for it, and the set keeps the training ones; pictures without a label go. Returns 0; or -1,
+   `held` being empty, where labels_split fails or either part is left with nothing. */
+int images_split(Images *set, Images *held, int n_class, int per_class, uint64_t seed);
+
 /* ---- 9 checkpoints ---------------------------------------------------------------------------- */
 
 typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
@@ -364,6 +377,11 @@ int model_save(const Model *model, const char *dir, const char *dtype);
    and ImageGPTModel. */
 int model_load(Model *model, const char *dir);
 
+/* Read a palette: clusters of a preprocessor_config.json; or, the name ending in .npy, a NumPy array
+   (K, 3) of little-endian f4 or f8 in C order, as OpenAI's kmeans_centers.npy. Values lie in
+   [-1, 1]. Returns its *K colours (K, 3), given back with free(), or NULL. */
+real *palette_read(const char *path, int *K);
+
 /* ---- 10 sampling ---------------------------------------------------------------------------- */
 
 typedef struct Sampler Sampler;
@@ -410,14 +428,6 @@ size_t feature_width(const Config *config, int pool);
 void model_features(const Model *model, Activations *acts, const uint16_t *tokens,
                     const uint8_t *mask, int B, int pool, int first, int count, double scale,
                     real *out);
-
-/* Divide the labels of a training set: part (n) becomes PART_TRAIN, PART_VALIDATION or PART_NONE.
-   Of each class 10 % (at least one of two or more) are for validation, always the same ones.
-   per_class 0: all others train. Else per_class of each class train, draw number `draw` of `seed`
-   (the low-data setting), and the others serve for nothing. Fails where a class has too few. */
-enum { PART_TRAIN, PART_VALIDATION, PART_TEST, PART_NONE };
-int labels_split(const Images *set, int n_class, int per_class, uint64_t seed, int draw,
-                 uint8_t *part);
 
 /* A smooth function of x (n): returns its value, writes its gradient (n). */
 typedef double Smooth(void *context, const real *x, real *gradient);
@@ -467,6 +477,11 @@ int sheet_write(const char *path, const uint16_t *tokens, int n, int px, const r
 /* Write rows `row` and row + 1 of n pictures of tokens (n, px * px), side by side, as one line for a
    terminal with 24-bit colour: a character shows one pixel above the other. */
 void terminal_rows(FILE *f, const uint16_t *tokens, int n, int px, int row, const real *palette);
+
+/* A sheet about a palette (K, 3): its colours from dark to light, then n pictures rgb (n, px, px, 3),
+   each above what tokens (n, px * px) make of it. */
+int palette_sheet_write(const char *path, const real *palette, int K, const uint8_t *rgb,
+                        const uint16_t *tokens, int n, int px);
 
 typedef struct {
     const char *name, *colour; // in the legend; an SVG colour

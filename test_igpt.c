@@ -725,6 +725,67 @@ static void test_same_bits_for_all_threads(void) {
     threads_set(0);
 }
 
+/* ---- 5 objectives: masks and missing labels ------------------------------------------------- */
+
+/* Each position is masked as often as asked for, no mask is empty, and each (seed, index) has its
+   own, whatever was drawn before. */
+static void test_bert_mask(void) {
+    enum { T = 64, N = 4000 };
+    uint8_t mask[T], again[T], other[T];
+    int at[T] = {0}, all = 0, alike = 0;
+    for (uint64_t i = 0; i < N; i++) {
+        int masked = 0;
+        bert_mask(mask, T, 0.15, 1, i);
+        for (int t = 0; t < T; t++) {
+            CHECK(mask[t] < 2, "mask[%d] is %d", t, mask[t]);
+            at[t] += mask[t];
+            masked += mask[t];
+        }
+        CHECK(masked > 0, "mask %d is empty", (int)i);
+        all += masked;
+        bert_mask(other, T, 0.15, 2, i);
+        alike += !memcmp(mask, other, T);
+        bert_mask(other, T, 0.15, 1, i + 1);
+        alike += !memcmp(mask, other, T);
+        bert_mask(again, T, 0.15, 1, i);
+        CHECK(!memcmp(mask, again, T), "mask %d is not the same again", (int)i);
+    }
+    double rate = (double)all / (T * N), deviation = sqrt(0.15 * 0.85 / N); // of one position
+    CHECK(fabs(rate - 0.15) < 5 * deviation / 8, "%g of the positions are masked", rate);
+    for (int t = 0; t < T; t++)
+        CHECK(fabs((double)at[t] / N - 0.15) < 5 * deviation, "position %d: %g", t, (double)at[t] / N);
+    CHECK(alike == 0, "%d masks of other seeds or images are the same", alike);
+    for (uint64_t i = 0; i < 200; i++) { // where most are drawn again
+        bert_mask(mask, 2, 0.01, 1, i);
+        CHECK(mask[0] + mask[1] > 0, "mask %d of two positions is empty", (int)i);
+    }
+}
+
+/* A picture without a label adds nothing to L_CLF or its gradient. */
+static void test_missing_label(void) {
+    enum { B = 2, T = 25 };
+    uint16_t tokens[B * T];
+    uint8_t mask[B * T];
+    int labels[B];
+    Model m;
+    random_batch(tokens, mask, labels, &small, B);
+    CHECK(!model_init(&m, small), "%s", error_text());
+    fill(m.params, m.n_params, 9, 0.3);
+    labels[1] = -1;
+    Activations *acts = activations_new(&small, B, KEEP_ALL);
+    real *both = filled(m.n_params, 1, 0), *one = filled(m.n_params, 1, 0);
+    Batch batch = {2, tokens, NULL, labels}, first = {1, tokens, NULL, labels};
+    double clf_both = objective(&m, acts, &batch, 0, 1, 1, both).clf;
+    double clf_one = objective(&m, acts, &first, 0, 1, 1, one).clf, worst = 0;
+    for (size_t i = 0; i < m.n_params; i++) worst = fmax(worst, fabs((double)(both[i] - one[i])));
+    CHECK(clf_both > 0 && fabs(clf_both - clf_one) < 1e-5, "%g, alone %g", clf_both, clf_one);
+    CHECK(worst < (IS_DOUBLE ? 1e-12 : 1e-5), "gradients are %g apart", worst);
+    free(both);
+    free(one);
+    free(acts);
+    model_free(&m);
+}
+
 /* ---- 7 palette ------------------------------------------------------------------------------ */
 
 static double inertia_of(const uint8_t *rgb, size_t n, const real *palette, const uint16_t *tokens) {
@@ -1397,6 +1458,56 @@ static void test_crop_padded(void) {
             }
         }
     }
+}
+
+/* A set of n pictures of 2 x 2 tokens, which number them; classes 0 1 2 0 1 2 ..., every tenth
+   without. */
+static Images numbered_images(int n) {
+    Images set = {.n = n, .px = 2, .tokens = calloc((size_t)n * 4, 2),
+                  .labels = calloc((size_t)n, sizeof(int))};
+    for (int i = 0; i < n; i++) {
+        for (int t = 0; t < 4; t++) set.tokens[4 * i + t] = (uint16_t)(4 * i + t);
+        set.labels[i] = i % 10 == 9 ? -1 : i % 3;
+    }
+    return set;
+}
+
+static void images_done(Images *set) {
+    free(set->tokens);
+    free(set->labels);
+}
+
+static void test_split_for_validation(void) {
+    enum { N = 600 }; // 180 of each class, 60 without
+    uint16_t first_held[54 * 4], first_kept[3 * 7 * 4];
+    for (int per_class = 0; per_class <= 7; per_class += 7)
+        for (uint64_t seed = 1; seed <= 2; seed++) {
+            Images set = numbered_images(N), held;
+            int seen[N] = {0}, kept_of[3] = {0}, held_of[3] = {0};
+            CHECK(!images_split(&set, &held, 3, per_class, seed), "%s", error_text());
+            CHECK(set.n == 3 * (per_class ? 7 : 162) && held.n == 54, "%d and %d", set.n, held.n);
+            for (int k = 0; k < set.n + held.n; k++) {
+                const Images *from = k < set.n ? &set : &held;
+                int at = k < set.n ? k : k - set.n, i = from->tokens[4 * at] / 4;
+                CHECK(!seen[i]++ && from->labels[at] == i % 3 && i % 10 != 9 &&
+                      from->tokens[4 * at + 3] == 4 * i + 3, "picture %d", i);
+                (k < set.n ? kept_of : held_of)[i % 3]++;
+            }
+            for (int c = 0; c < 3; c++)
+                CHECK(held_of[c] == 18 && kept_of[c] == set.n / 3, "class %d: %d, %d", c, kept_of[c],
+                      held_of[c]);
+            if (!per_class && seed == 1) memcpy(first_held, held.tokens, sizeof first_held);
+            CHECK(!memcmp(first_held, held.tokens, sizeof first_held), "held out: not always the same");
+            if (per_class && seed == 1) memcpy(first_kept, set.tokens, sizeof first_kept);
+            CHECK(!per_class || seed == 1 || memcmp(first_kept, set.tokens, sizeof first_kept),
+                  "two seeds draw the same pictures");
+            images_done(&set);
+            images_done(&held);
+        }
+    Images three = numbered_images(3), held;
+    CHECK(images_split(&three, &held, 3, 0, 1) && strstr(error_text(), "0 for validation"), "%s",
+          error_text());
+    images_done(&three);
 }
 
 /* ---- 9 checkpoints: JSON and safetensors --------------------------------------------------- */
@@ -2248,6 +2359,96 @@ static void test_model_directory(void) {
     model_free(&m);
 }
 
+/* Write an .npy file: version, header, and n bytes of data. */
+static char *write_npy(int version, const char *header, const void *data, size_t n) {
+    char *path = scratch_path("palette.npy");
+    size_t length = strlen(header), at = version == 1 ? 10 : 12;
+    uint8_t *bytes = calloc(at + length + n, 1);
+    memcpy(bytes, "\x93NUMPY", 6);
+    bytes[6] = (uint8_t)version;
+    bytes[8] = (uint8_t)length;
+    bytes[9] = (uint8_t)(length >> 8);
+    memcpy(bytes + at, header, length);
+    if (n) memcpy(bytes + at + length, data, n);
+    write_bytes(path, bytes, at + length + n);
+    free(bytes);
+    return path;
+}
+
+// -1, -0.5, 0; 0.25, 0.75, 1, as little-endian f4 and f8
+static const uint8_t npy_f4[] = {0, 0, 0x80, 0xbf, 0, 0, 0,    0xbf, 0, 0, 0,    0,
+                                 0, 0, 0x80, 0x3e, 0, 0, 0x40, 0x3f, 0, 0, 0x80, 0x3f};
+static const uint8_t npy_f8[] = {
+    0, 0, 0, 0, 0, 0, 0xf0, 0xbf, 0, 0, 0, 0, 0, 0, 0xe0, 0xbf, 0, 0, 0, 0, 0, 0, 0,    0,
+    0, 0, 0, 0, 0, 0, 0xd0, 0x3f, 0, 0, 0, 0, 0, 0, 0xe8, 0x3f, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f};
+
+static void test_npy_palette(void) {
+    static const double wanted[] = {-1, -0.5, 0, 0.25, 0.75, 1};
+    const char *f4 = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }          \n";
+    const char *f8 = "{'shape': (2,3), 'fortran_order': False, 'descr': '<f8'}\n";
+    for (int version = 1; version <= 3; version++)
+        for (int wide = 0; wide < 2; wide++) {
+            int K;
+            char *path = wide ? write_npy(version, f8, npy_f8, 48) : write_npy(version, f4, npy_f4, 24);
+            real *palette = palette_read(path, &K);
+            CHECK(palette && K == 2, "version %d: %s", version, error_text());
+            for (int i = 0; i < 6 && palette; i++)
+                CHECK((double)palette[i] == wanted[i], "value %d: %g", i, (double)palette[i]);
+            free(palette);
+        }
+}
+
+static void check_npy_refused(char *path, const char *word) {
+    int K;
+    real *palette = palette_read(path, &K);
+    CHECK(!palette && strstr(error_text(), path) && strstr(error_text(), word), "expected \"%s\": %s",
+          word, palette ? "it was read" : error_text());
+    free(palette);
+}
+
+static void test_npy_refused(void) {
+    static const struct {
+        const char *header, *word;
+    } bad[] = {{"{'descr': '>f4', 'fortran_order': False, 'shape': (2, 3), }", "descr"},
+               {"{'descr': '<i4', 'fortran_order': False, 'shape': (2, 3), }", "descr"},
+               {"{'fortran_order': False, 'shape': (2, 3), }", "descr is missing"},
+               {"{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }", "fortran_order"},
+               {"{'descr': '<f4', 'shape': (2, 3), }", "fortran_order"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), }", "shape"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (6,), }", "shape"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 1), }", "shape"},
+               {"{'descr': '<f4', 'fortran_order': False}", "shape is missing"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (-2, 3), }", "colours"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (999999999, 3), }", "colours"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 3), }", "24 bytes of data"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }", "24 bytes of data"}};
+    const char *good = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }";
+    uint8_t data[24];
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        check_npy_refused(write_npy(1, bad[i].header, npy_f4, 24), bad[i].word);
+    check_npy_refused(write_npy(0, good, npy_f4, 24), "version 0");
+    check_npy_refused(write_npy(4, good, npy_f4, 24), "version 4");
+    memcpy(data, npy_f4, 24);
+    data[3] = 0x41; // 16
+    check_npy_refused(write_npy(1, good, data, 24), "colour 0");
+    data[2] = 0xc0, data[3] = 0x7f; // NaN
+    check_npy_refused(write_npy(1, good, data, 24), "colour 0");
+    size_t n;
+    char *path = write_npy(1, good, npy_f4, 24);
+    uint8_t *whole = read_bytes(path, &n);
+    for (size_t kept = 0; kept < n; kept++) {
+        write_bytes(path, whole, kept);
+        check_npy_refused(path, "palette.npy");
+    }
+    whole[0] = 'P';
+    write_bytes(path, whole, n);
+    check_npy_refused(path, "no .npy file");
+    free(whole);
+    check_npy_refused(scratch_path("missing.npy"), "missing.npy");
+    write_bytes(scratch_path("none.json"), "{\"clusters\": []}", 16);
+    check_npy_refused(scratch_path("none.json"), "no colours");
+}
+
 /* What Hugging Face's loader needs to see in the header. */
 static void test_hugging_face_names(void) {
     Model m;
@@ -2833,6 +3034,8 @@ static void test_command_line(void) {
     expect(2, "whole number", "train --steps 1.5");
     expect(2, "--threads", "train --threads -1");
     expect(2, "no option", "train surplus");
+    expect(2, "ar|bert", "train --objective gan");
+    expect(2, "mask-prob", "train --mask-prob 0");
     expect(1, "n_head", "train --n-embd 30 --n-head 4");
     expect(1, "preset", "train --preset huge");
     expect(1, "no/such", "train --data no/such");
@@ -2841,6 +3044,8 @@ static void test_command_line(void) {
     expect(2, "needs a value", "complete --image --rows 3");
     expect(1, "no/such.ppm", "complete --model data/emoji-ar --image no/such.ppm");
     expect(1, "--rows 200", "complete --model data/emoji-ar --rows 200");
+    expect(1, "no/such", "finetune --model no/such");
+    expect(1, "no/such.npy", "palette --palette no/such.npy");
     snprintf(line, sizeof line, "train --steps 1 --out %s/file", scratch);
     write_bytes(scratch_path("file"), "", 0);
     expect(1, "/file", line);
@@ -2859,25 +3064,43 @@ static void check_same_file(const char *folder_a, const char *folder_b, const ch
     free(y);
 }
 
-/* Train, evaluate and sample by the program itself. A run that is stopped by Ctrl-C and resumed ends
-   with the same bytes as one that was never stopped, and so does one on another number of threads. */
-static void test_commands(void) {
-    char sizes[400], line[1200];
-    snprintf(sizes, sizeof sizes, "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 4 "
-             "--micro-batch 3 --steps 600 --eval-every 300 --save-every 20 --quiet --out %s", scratch);
-    CHECK(run_igpt("train %s/whole", sizes) == 0 && strstr(output, "\nunigram_nats "), "%s", output);
-    CHECK(run_igpt("train %s/threads --threads 3", sizes) == 0, "%s", output);
+/* Start ./igpt with these arguments, which write to scratch/folder; press Ctrl-C as soon as there is a
+   state to resume from; then let `command` go on with it. */
+static void stop_and_resume(const char *command, const char *arguments, const char *folder) {
+    char line[2000];
     snprintf(line, sizeof line,
-             "./igpt train %s/parts 2>%s/said & pid=$!; n=0; "
-             "until [ -e %s/parts/train_state.safetensors ] || [ $n -gt 2000 ]; "
-             "do n=$((n+1)); sleep 0.01; done; kill -INT $pid; wait $pid", sizes, scratch, scratch);
+             "./igpt %s %s --out %s/%s 2>%s/said & pid=$!; n=0; "
+             "until [ -e %s/%s/train_state.safetensors ] || [ $n -gt 2000 ]; "
+             "do n=$((n+1)); sleep 0.01; done; kill -INT $pid; wait $pid", command, arguments, scratch,
+             folder, scratch, scratch, folder);
     int status = system(line);
     size_t n;
     char *said = (char *)read_bytes(scratch_path("said"), &n);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 1, "Ctrl-C: status %x", (unsigned)status);
-    CHECK(said && strstr(said, "stopped at step ") && strstr(said, "--resume"), "%s", said);
+    snprintf(line, sizeof line, "igpt %s --resume", command);
+    CHECK(said && strstr(said, "stopped at step ") && strstr(said, line), "%s", said);
     free(said);
-    CHECK(run_igpt("train --resume --quiet --out %s/parts", scratch) == 0, "%s", output);
+    CHECK(run_igpt("%s --resume --quiet --out %s/%s", command, scratch, folder) == 0, "%s", output);
+}
+
+/* The number behind this name in what the program printed. */
+static double printed(const char *name) {
+    size_t length = strlen(name);
+    for (const char *line = output; line; line = strchr(line, '\n'), line += line != NULL)
+        if (!strncmp(line, name, length) && line[length] == ' ') return atof(line + length);
+    CHECK(0, "%s is not in: %s", name, output);
+    return NAN;
+}
+
+/* Train, evaluate and sample by the program itself. A run that is stopped by Ctrl-C and resumed ends
+   with the same bytes as one that was never stopped, and so does one on another number of threads. */
+static void test_commands(void) {
+    static const char sizes[] = "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 4 "
+                                "--micro-batch 3 --steps 600 --eval-every 300 --save-every 20 --quiet";
+    CHECK(run_igpt("train %s --out %s/whole", sizes, scratch) == 0 && strstr(output, "\nunigram_nats "),
+          "%s", output);
+    CHECK(run_igpt("train %s --out %s/threads --threads 3", sizes, scratch) == 0, "%s", output);
+    stop_and_resume("train", sizes, "parts");
     static const char *const files[] = {"model.safetensors", "config.json", "samples.png",
                                         "preprocessor_config.json"};
     for (int i = 0; i < 4; i++) {
@@ -2963,6 +3186,98 @@ static void test_command_probe(void) {
     expect(1, "no/such", "probe --model no/such");
 }
 
+/* A BERT model: trained with the same bits on any threads, known as such by the later commands. */
+static void test_bert_commands(void) {
+    static const char sizes[] = "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 8 "
+                                "--steps 150 --eval-every 150 --objective bert";
+    CHECK(run_igpt("train %s --out %s/bert --threads 1", sizes, scratch) == 0 &&
+          strstr(output, "no samples.png"), "%s", output);
+    CHECK(printed("nats_per_pixel") < 0.9 * printed("unigram_nats"), "%s", output);
+    CHECK(run_igpt("train %s --out %s/bert2 --threads 2", sizes, scratch) == 0, "%s", output);
+    check_same_file("bert", "bert2", "model.safetensors");
+    CHECK(run_igpt("eval --model %s/bert", scratch) == 0, "%s", output);
+    double five = printed("nats_per_pixel");
+    CHECK(run_igpt("eval --model %s/bert --masks 1 --threads 2", scratch) == 0, "%s", output);
+    double one = printed("nats_per_pixel");
+    CHECK(five != one && fabs(five - one) < 0.1, "five masks %g, one %g", five, one);
+    CHECK(run_igpt("eval --model %s/bert --masks 1 --mask-prob 0.9", scratch) == 0, "%s", output);
+    CHECK(printed("nats_per_pixel") > one + 0.1, "seeing less should be harder: %s", output);
+    CHECK(run_igpt("sample --model %s/bert", scratch) == 1 && strstr(output, "BERT"), "%s", output);
+    CHECK(run_igpt("train --init %s/bert --steps 1 --out %s/more", scratch, scratch) == 0 &&
+          strstr(output, "no samples.png"), "--init forgets the objective: %s", output);
+}
+
+/* Fine-tuning beats naming the commonest class, for both objectives and from scratch; the directory
+   that it writes is a model with a class head, which eval and a second fine-tuning know. */
+static void test_finetune(void) {
+    static const char sizes[] = "--n-layer 1 --n-embd 48 --n-head 2 --n-px 8 --n-vocab 16 --quiet "
+                                "--threads 1";
+    static const char *const kinds[] = {"ar", "bert"};
+    char path[300];
+    for (int i = 0; i < 2; i++) {
+        CHECK(run_igpt("train %s --objective %s --batch 16 --steps 100 --out %s/%s0", sizes, kinds[i],
+                       scratch, kinds[i]) == 0, "%s", output);
+        CHECK(run_igpt("finetune --model %s/%s0 --out %s/%s1 --steps 150 --lr 0.003 --quiet "
+                       "--threads 1", scratch, kinds[i], scratch, kinds[i]) == 0, "%s", output);
+        double accuracy = printed("accuracy");
+        CHECK(accuracy > printed("majority_accuracy") + 0.05, "%s", output);
+        CHECK(printed("validation_accuracy") > 0.45, "%s", output);
+        CHECK(run_igpt("eval --model %s/%s1", scratch, kinds[i]) == 0, "%s", output);
+        CHECK(printed("accuracy") == accuracy, "eval says otherwise than finetune: %s", output);
+        CHECK(run_igpt("finetune --model %s/%s1 --out %s/again --steps 2 --lr 0", scratch, kinds[i],
+                       scratch) == 0 && printed("accuracy") == accuracy,
+              "a second fine-tuning lost the class head: %s", output);
+    }
+    Json *config = json_read(scratch_path("ar1/config.json"));
+    const Json *label = json_get(json_get(config, "id2label"), "1");
+    CHECK(label && label->text && !strcmp(label->text, "People & Body"), "id2label");
+    free(config);
+    snprintf(path, sizeof path, "%s/few", scratch);
+    CHECK(run_igpt("finetune --model %s/ar0 --out %s --steps 20 --eval-every 7 --labels-per-class 2 "
+                   "--gen-weight 0", scratch, path) == 0 && strstr(output, "on 18 pictures"), "%s",
+          output);
+    CHECK(run_igpt("finetune --model %s/ar0 --out %s --steps 150 --lr 0.003 --from-scratch --quiet "
+                   "--threads 1", scratch, path) == 0, "%s", output);
+    CHECK(printed("accuracy") > printed("majority_accuracy") + 0.02, "%s", output);
+    check_same_file("ar0", "few", "preprocessor_config.json");
+}
+
+static void test_finetune_resumed(void) {
+    char arguments[600];
+    CHECK(run_igpt("train --n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 8 --steps 40 "
+                   "--quiet --threads 1 --objective bert --out %s/pre", scratch) == 0, "%s", output);
+    snprintf(arguments, sizeof arguments, "--model %s/pre --batch 8 --micro-batch 5 --steps 250 "
+             "--eval-every 30 --save-every 10 --lr 0.003 --quiet", scratch);
+    CHECK(run_igpt("finetune %s --out %s/fwhole --threads 1", arguments, scratch) == 0, "%s", output);
+    double best = printed("best_step");
+    CHECK(run_igpt("finetune %s --out %s/fthreads --threads 2", arguments, scratch) == 0, "%s", output);
+    stop_and_resume("finetune", arguments, "fparts");
+    CHECK(printed("best_step") == best, "best step %g without a stop: %s", best, output);
+    check_same_file("fwhole", "fparts", "model.safetensors");
+    check_same_file("fwhole", "fparts", "config.json");
+    check_same_file("fwhole", "fthreads", "model.safetensors");
+    CHECK(run_igpt("train --resume --out %s/fparts", scratch) == 1 &&
+          strstr(output, "no run of igpt train"), "%s", output);
+}
+
+/* A palette built alone is read back by train, to the last digit, and so is one in an .npy file. */
+static void test_palette_command(void) {
+    CHECK(run_igpt("palette --n-px 8 --n-vocab 24 --out %s/pal", scratch) == 0 &&
+          printed("colours") == 24 && printed("rms_error") < 20, "%s", output);
+    double coarse = printed("rms_error");
+    CHECK(access(scratch_path("pal/palette.png"), R_OK) == 0, "no palette.png");
+    CHECK(run_igpt("train --palette %s/pal/preprocessor_config.json --n-px 8 --n-layer 1 --n-embd 16 "
+                   "--n-head 1 --steps 1 --quiet --out %s/paltrain", scratch, scratch) == 0, "%s", output);
+    check_same_file("pal", "paltrain", "preprocessor_config.json");
+    CHECK(run_igpt("palette --n-px 8 --n-vocab 48 --out %s/pal", scratch) == 0 &&
+          printed("rms_error") < coarse, "twice the colours, error %g before: %s", coarse, output);
+    char *npy = write_npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", npy_f4, 24);
+    CHECK(run_igpt("palette --palette %s --out %s/pal2", npy, scratch) == 0 && printed("colours") == 2,
+          "%s", output);
+    CHECK(run_igpt("palette --palette %s --n-vocab 3 --out %s/pal2", npy, scratch) == 1 &&
+          strstr(output, "2 colours"), "%s", output);
+}
+
 /* ---- which tests there are ------------------------------------------------------------------ */
 
 enum { BOTH, DOUBLE_ONLY, FLOAT_ONLY }; // where a test says something
@@ -2990,6 +3305,8 @@ static const struct {
     {"PyTorch's numbers: L_GEN + L_CLF", test_pytorch_joint, BOTH},
     {"PyTorch's numbers: three steps of Adam", test_pytorch_adam, BOTH},
     {"learning rate", test_learning_rate, BOTH},
+    {"BERT's masks", test_bert_mask, BOTH},
+    {"a missing label adds nothing", test_missing_label, BOTH},
     {"published parameter counts", test_parameter_counts, BOTH},
     {"initial values", test_initial_values, BOTH},
     {"same bits for 1, 2, 3 and 5 threads", test_same_bits_for_all_threads, BOTH},
@@ -3018,6 +3335,7 @@ static const struct {
     {"folder without classes", test_folder_without_classes, FLOAT_ONLY},
     {"flip", test_flip, FLOAT_ONLY},
     {"crop padded", test_crop_padded, FLOAT_ONLY},
+    {"split for validation", test_split_for_validation, FLOAT_ONLY},
     {"json grammar", test_json_grammar, BOTH},
     {"json cut short", test_json_cut_short, BOTH},
     {"json values", test_json_values, BOTH},
@@ -3040,6 +3358,8 @@ static const struct {
     {"samples do not depend on the split", test_samples_do_not_depend_on_the_split, BOTH},
     {"sampling frequencies", test_sampling_frequencies, BOTH},
     {"model directory, written and read", test_model_directory, BOTH},
+    {"palette from .npy", test_npy_palette, BOTH},
+    {"palette from .npy: refusals", test_npy_refused, FLOAT_ONLY},
     {"Hugging Face's names and shapes", test_hugging_face_names, FLOAT_ONLY},
     {"a model from transformers", test_hugging_face_model, BOTH},
     {"F16 weights", test_half_weights, FLOAT_ONLY},
@@ -3059,6 +3379,10 @@ static const struct {
     {"command line: train, resume, eval, sample", test_commands, FLOAT_ONLY},
     {"command line: probe", test_command_probe, FLOAT_ONLY},
     {"command line: complete", test_complete, FLOAT_ONLY},
+    {"command line: BERT", test_bert_commands, FLOAT_ONLY},
+    {"command line: finetune", test_finetune, FLOAT_ONLY},
+    {"command line: finetune resumed", test_finetune_resumed, FLOAT_ONLY},
+    {"command line: palette", test_palette_command, FLOAT_ONLY},
 };
 
 #ifndef IGPT_FUZZ
