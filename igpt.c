@@ -262,8 +262,17 @@ void random_shuffle(int *order, int n, uint64_t seed, uint64_t stream) {
 }
 
 /* What a stream is for, in its upper half; the lower half numbers the epoch, tensor or image. */
-enum { FOR_INIT = 1, FOR_ORDER, FOR_FLIP, FOR_CROP, FOR_MASK, FOR_SAMPLE, FOR_PALETTE, FOR_SPLIT,
-       FOR_LABELS };
+enum {
+    FOR_INIT = 1,
+    FOR_ORDER,
+    FOR_FLIP,
+    FOR_CROP,
+    FOR_MASK,
+    FOR_SAMPLE,
+    FOR_PALETTE,
+    FOR_SPLIT,
+    FOR_LABELS
+};
 
 static uint64_t stream_of(int purpose, uint64_t index) {
     return (uint64_t)purpose << 56 | index;
@@ -280,7 +289,7 @@ real real_exp(real x) {
     float t = x * 0x1.715476p0f + round; // 1 / ln 2
     float n = t - round;
     float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f; // ln 2 in two parts, the first exact
-    float p = 0x1.6c16c2p-10f;                           // 1 / 6!, minimax would differ little
+    float p = 0x1.6c16c2p-10f;                            // 1 / 6!, minimax would differ little
     p = p * r + 0x1.111112p-7f;
     p = p * r + 0x1.555556p-5f;
     p = p * r + 0x1.555556p-3f;
@@ -335,8 +344,8 @@ static real row_max(const real *x, int n) {
       columns of B) that lie in memory just as they will be read. This is also where transposition
       disappears: a panel looks the same whichever way its matrix was stored.
 
-   3. Blocking. KC steps of k at a time, so that a panel of B stays in the first-level cache while it
-      meets all panels of a block of A, MC rows, which stay in the second.
+   3. Blocking. KC steps of k at a time, so that a panel of B stays in the first-level cache while
+      it meets all panels of a block of A, MC rows, which stay in the second.
 
             C (M, N)                A (M, K)             B (K, N)
         +-------+-------+         +----+-----+         +--+--+--+--+
@@ -400,14 +409,14 @@ static void pack_transposed(real *out, int width, int used, const real *x, size_
             }
             for (int i = 0; i < VL; i++) from[i] = to[i];
         }
-        /* Where width is below VL, the surplus lanes are overwritten by the next row of the panel. */
+        /* Where width is below VL, the panel's next row overwrites the surplus lanes. */
         for (int k = 0; k < VL; k++) *(vec_anywhere *)(out + k * width + i0) = from[k];
     }
 }
 #endif
 
-static inline __attribute__((always_inline)) void
-pack(real *out, const int width, int used, int K, const real *x, size_t step, size_t k_step) {
+static inline __attribute__((always_inline)) void pack(real *out, const int width, int used, int K,
+                                                       const real *x, size_t step, size_t k_step) {
     int k = 0;
 #ifdef ZIP_LOW
     for (; k_step == 1 && k + VL <= K; k += VL)
@@ -486,7 +495,8 @@ static void multiply_block(int M, int N, int K, const real *a, size_t a_row, siz
                  a + (size_t)i * a_row + (size_t)k0 * a_col, a_row, a_col);
         for (int j = 0; j < N; j += NR) {
             int columns = N - j < NR ? N - j : NR;
-            pack(packed_b, NR, columns, k, b + (size_t)j * b_col + (size_t)k0 * b_row, b_col, b_row);
+            pack(packed_b, NR, columns, k, b + (size_t)j * b_col + (size_t)k0 * b_row, b_col,
+                 b_row);
             for (int i = 0; i < M; i += MR)
                 tile_at(M - i < MR ? M - i : MR, columns, k, packed_a + (size_t)i * k, packed_b,
                         c + (size_t)i * c_row + j, c_row, accumulate || k0);
@@ -517,8 +527,7 @@ static void multiply_thin(int M, int N, int K, const real *a, size_t a_row, size
                     const real *y = b + (size_t)k * b_row + j0;
                     real *sum = sums + i * width;
                     real x0 = x[0], x1 = x[a_col], x2 = x[2 * a_col], x3 = x[3 * a_col];
-                    real x4 = x[4 * a_col], x5 = x[5 * a_col], x6 = x[6 * a_col],
-                         x7 = x[7 * a_col];
+                    real x4 = x[4 * a_col], x5 = x[5 * a_col], x6 = x[6 * a_col], x7 = x[7 * a_col];
 #pragma omp simd
                     for (int j = 0; j < n; j++) {
                         real s = sum[j] + x0 * y[j];
@@ -569,8 +578,8 @@ void matmul(int M, int N, int K, const real *a, size_t a_row, size_t a_col, cons
 
 /* ==== 3 layers ==================================================================================
    Each layer is a plain function over raw pointers, its backward pass directly below it. In the
-   backward passes dx stands for the derivative of the loss by x. Parallel loops run over rows, heads
-   or blocks of fixed size that one thread owns, so sums have one order whatever the thread count. */
+   backward passes dx stands for the derivative of the loss by x. Parallel loops run over rows,
+   heads or blocks of fixed size that one thread owns: sums have one order for all thread counts. */
 
 /* RMS norm (the released model's "layer norm": neither mean-centred nor shifted).
    n_i = x_i s g_i with s = 1 / sqrt(mean(x^2) + eps). */
@@ -640,7 +649,8 @@ void embed_forward(real *h, const uint16_t *tokens, const uint8_t *mask, const r
     for (int r = 0; r < B * T; r++) {
         int b = r / T, t = r % T;
         int row = content_at(tokens + (size_t)b * T, mask ? mask + (size_t)b * T : NULL, t, K);
-        const real *position = wpe + (size_t)t * d, *content = wte + (size_t)(row < 0 ? 0 : row) * d;
+        const real *position = wpe + (size_t)t * d;
+        const real *content = wte + (size_t)(row < 0 ? 0 : row) * d;
         real *o = h + (size_t)r * d;
         if (row < 0) memcpy(o, position, (size_t)d * sizeof *o);
         else
@@ -726,7 +736,7 @@ void attention_forward(real *out, real *lse, const real *qkv, int B, int T, int 
 
 /* With dP = dout V':  dS = P * (dP - D), where D_i = sum_j(P_ij dP_ij) = dout_i . out_i;
    dQ = scale dS K, dK = scale dS' Q, dV = P' dout. A thread owns an image's head and adds its
-   bands to dK and dV from the last to the first: the last one reaches all keys and so starts them. */
+   bands to dK and dV from the last to the first: the last reaches all keys and so starts them. */
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out,
                         const real *lse, int B, int T, int d, int H, int causal, real *scratch,
                         int threads) {
@@ -737,7 +747,8 @@ void attention_backward(real *dqkv, const real *dout, const real *qkv, const rea
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int task = 0; task < B * H; task++) {
         int b = task / H, h = task % H;
-        size_t head = (size_t)b * T * row + (size_t)h * hs, o_head = (size_t)b * T * d + (size_t)h * hs;
+        size_t head = (size_t)b * T * row + (size_t)h * hs;
+        size_t o_head = (size_t)b * T * d + (size_t)h * hs;
         const real *k = qkv + head + d, *v = k + d;
         real *dk = dqkv + head + d, *dv = dk + d;
         real *p = scratch + (size_t)omp_get_thread_num() * attention_scratch(T); // (rows, keys)
@@ -966,7 +977,7 @@ void model_randomise(Model *m, uint64_t seed) {
 /* The place of a tensor in params, or in gradients, which are laid out alike. */
 static real *at(const Model *m, real *base, int kind, int layer) {
     int per_block = MLP_PROJ - LN_1 + 1;
-    int index = kind < LN_1     ? kind
+    int index = kind < LN_1      ? kind
                 : in_block(kind) ? kind + layer * per_block
                                  : kind + (m->config.n_layer - 1) * per_block;
     return base + m->tensors[index].offset;
@@ -1062,7 +1073,8 @@ Activations *activations_new(const Config *c, int B, int keep) {
 /* One layer's activations: those pointers advanced to its slot. */
 static Activations layer_slot(const Activations *s, const Config *c, int l, int B) {
     size_t T = dimension(c, DIM_T), d = (size_t)c->n_embd, rows = (size_t)B * T;
-    size_t slot = s->keep == KEEP_ALL ? (size_t)l : 0, input = s->keep == KEEP_NOTHING ? 0 : (size_t)l;
+    size_t slot = s->keep == KEEP_ALL ? (size_t)l : 0;
+    size_t input = s->keep == KEEP_NOTHING ? 0 : (size_t)l;
     Activations view = *s;
     view.h += input * rows * d;
     view.inv_1 += slot * rows;
@@ -1225,8 +1237,7 @@ static double generative_loss(const Model *m, Activations *s, const Batch *batch
                 sum += nll[t];
                 counted++;
             }
-        for (int t = 0; t < T; t++)
-            weight[t] = !mask || mask[t] ? (real)(scale / counted) : 0;
+        for (int t = 0; t < T; t++) weight[t] = !mask || mask[t] ? (real)(scale / counted) : 0;
         loss += counted ? sum / counted : 0;
     }
     if (grads) {
@@ -1440,7 +1451,8 @@ static void choose_centres(const Centres *centres, const Colours *c, uint64_t se
 #pragma omp parallel for simd schedule(static)
         for (int i = 0; i < c->n; i++) {
             real r = c->rgb[3 * i] - new[0], g = c->rgb[3 * i + 1] - new[1];
-            real b = c->rgb[3 * i + 2] - new[2], square = r * r + g * g + b * b;
+            real b = c->rgb[3 * i + 2] - new[2];
+            real square = r * r + g * g + b * b;
             c->distance[i] = square < c->distance[i] ? square : c->distance[i];
         }
     }
@@ -2762,16 +2774,16 @@ static int weights_save(const Model *m, const char *path, const char *dtype) {
     int bad = !stored || !names;
     for (int i = 0; i < m->n_tensors && !bad; i++) {
         const Tensor *t = &m->tensors[i];
-        stored[n++] = (Stored){.name = t->name,
-                               .dtype = dtype,
-                               .n_dim = t->rank,
-                               .shape = {(int64_t)(t->rank == 1 ? t->cols : t->rows),
-                                         (int64_t)t->cols},
-                               .data = m->params + t->offset};
+        stored[n++] =
+            (Stored){.name = t->name,
+                     .dtype = dtype,
+                     .n_dim = t->rank,
+                     .shape = {(int64_t)(t->rank == 1 ? t->cols : t->rows), (int64_t)t->cols},
+                     .data = m->params + t->offset};
         if (!t->has_bias) continue;
         bias_name(names[n], sizeof *names, t->name);
-        stored[n] = (Stored){
-            .name = names[n], .dtype = dtype, .n_dim = 1, .shape = {(int64_t)t->cols}};
+        stored[n] =
+            (Stored){.name = names[n], .dtype = dtype, .n_dim = 1, .shape = {(int64_t)t->cols}};
         n++;
     }
     if (!bad) bad = safetensors_write(path, stored, (int)n, metadata);
@@ -2833,7 +2845,8 @@ static int config_save(const Model *m, const char *path) {
             c->n_class ? "ImageClassification" : "CausalImageModeling");
     fprintf(f, "  \"vocab_size\": %d,\n  \"n_positions\": %d,\n  \"n_embd\": %d,\n", c->n_vocab + 1,
             c->n_px * c->n_px, c->n_embd);
-    fprintf(f, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_inner\": null,\n", c->n_layer, c->n_head);
+    fprintf(f, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_inner\": null,\n", c->n_layer,
+            c->n_head);
     fprintf(f, "  \"activation_function\": \"quick_gelu\",\n  \"layer_norm_epsilon\": 1e-05,\n"
                "  \"tie_word_embeddings\": false,\n  \"resid_pdrop\": 0.0,\n"
                "  \"embd_pdrop\": 0.0,\n  \"attn_pdrop\": 0.0,\n");
@@ -2903,11 +2916,12 @@ static int config_load(Config *c, const Json *json, const char *path) {
 static int palette_save(const Model *m, const char *path) {
     FILE *f = file_create(path);
     if (!f) return -1;
-    fprintf(f, "{\n  \"image_processor_type\": \"ImageGPTImageProcessor\",\n"
-               "  \"do_resize\": true,\n  \"do_normalize\": true,\n"
-               "  \"do_color_quantize\": true,\n  \"resample\": 2,\n"
-               "  \"size\": {\"height\": %d, \"width\": %d},\n  \"clusters\": [", m->config.n_px,
-            m->config.n_px);
+    fprintf(f,
+            "{\n  \"image_processor_type\": \"ImageGPTImageProcessor\",\n"
+            "  \"do_resize\": true,\n  \"do_normalize\": true,\n"
+            "  \"do_color_quantize\": true,\n  \"resample\": 2,\n"
+            "  \"size\": {\"height\": %d, \"width\": %d},\n  \"clusters\": [",
+            m->config.n_px, m->config.n_px);
     for (int k = 0; k < m->config.n_vocab; k++)
         fprintf(f, "%s\n    [%.9g, %.9g, %.9g]", k ? "," : "", (double)m->palette[3 * k],
                 (double)m->palette[3 * k + 1], (double)m->palette[3 * k + 2]);
@@ -2937,7 +2951,7 @@ static int palette_load(real *palette, int most, const Json *json, const char *p
     return k;
 }
 
-/* What follows a key of an .npy file's header, which is a Python dictionary; "" if it is missing. */
+/* What follows a key of an .npy file's header, a Python dictionary; "" if it is missing. */
 static const char *npy_value(const char *header, const char *key) {
     const char *at = strstr(header, key);
     if (!at) return "";
@@ -2965,7 +2979,8 @@ static int npy_header(FILE *f, const char *path, int *dtype, int *K) {
     const char *descr = npy_value(text, "'descr'"), *shape = npy_value(text, "'shape'");
     *dtype = !strncmp(descr, "'<f4'", 5) ? F32 : !strncmp(descr, "'<f8'", 5) ? F64 : OTHER;
     if (*dtype == OTHER)
-        return fail("%s: descr is %.16s, expected '<f4' or '<f8'", path, *descr ? descr : "missing");
+        return fail("%s: descr is %.16s, expected '<f4' or '<f8'", path,
+                    *descr ? descr : "missing");
     if (strncmp(npy_value(text, "'fortran_order'"), "False", 5))
         return fail("%s: fortran_order is not False", path);
     if (sscanf(shape, "(%9d, %9d %n", K, &columns, &end) != 2 || shape[end] != ')' || columns != 3)
@@ -2983,7 +2998,8 @@ static int npy_load(real *palette, FILE *f, const char *path) {
     int bytes = dtypes[dtype].bytes;
     int64_t is = file_size(f) - ftell(f), wanted = (int64_t)K * 3 * bytes;
     if (is != wanted)
-        return fail("%s: %lld bytes of data, expected %lld", path, (long long)is, (long long)wanted);
+        return fail("%s: %lld bytes of data, expected %lld", path, (long long)is,
+                    (long long)wanted);
     for (int i = 0; i < 3 * K; i++) {
         if (fread(value, 1, (size_t)bytes, f) != (size_t)bytes)
             return fail("%s: its data cannot be read", path);
@@ -3065,11 +3081,11 @@ struct Sampler {
     int B;
     RowDrawn *watch;
     void *context; // watch's
-    real *keys;   // (L, B, H, d / H, T): transposed, so that q K' streams through it
-    real *values; // (L, B, H, T, d / H)
+    real *keys;    // (L, B, H, d / H, T): transposed, so that q K' streams through it
+    real *values;  // (L, B, H, T, d / H)
     real *h, *n, *inv, *qkv, *att, *u, *logits;
-    real *scores; // (B, H, T)
-    real *room;   // (2, K) for the draw
+    real *scores;       // (B, H, T)
+    real *room;         // (2, K) for the draw
     uint16_t *previous; // (B)
 };
 
@@ -3114,8 +3130,9 @@ static void attend_cached(Sampler *s, const Config *c, int l, int t, int B) {
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < B * H; task++) {
         int b = task / H, h = task % H;
-        size_t head = (((size_t)l * (size_t)s->B + (size_t)b) * (size_t)H + (size_t)h) * (size_t)(T * hs);
-        real *keys = s->keys + head, *values = s->values + head, *p = s->scores + (size_t)task * (size_t)T;
+        size_t head = ((size_t)l * (size_t)(s->B * H) + (size_t)task) * (size_t)(T * hs);
+        real *keys = s->keys + head, *values = s->values + head;
+        real *p = s->scores + (size_t)task * (size_t)T; // (T)
         const real *q = s->qkv + (size_t)b * 3 * (size_t)d + (size_t)h * (size_t)hs;
         const real *k = q + d, *v = k + d;
         real *out = s->att + (size_t)b * (size_t)d + (size_t)h * (size_t)hs, lse;
@@ -3135,7 +3152,8 @@ const real *sampler_step(const Model *m, Sampler *s, int t, const uint16_t *prev
     for (int b = 0; b < B; b++) {
         const real *content = at(m, w, WTE, 0) + (size_t)(t ? previous[b] : c->n_vocab) * (size_t)d;
         const real *position = at(m, w, WPE, 0) + (size_t)t * (size_t)d;
-        for (int i = 0; i < d; i++) s->h[(size_t)b * (size_t)d + (size_t)i] = content[i] + position[i];
+        for (int i = 0; i < d; i++)
+            s->h[(size_t)b * (size_t)d + (size_t)i] = content[i] + position[i];
     }
     for (int l = 0; l < c->n_layer; l++) {
         rms_forward(s->n, s->inv, s->h, at(m, w, LN_1, l), B, d);
@@ -3515,8 +3533,8 @@ int npy_write(const char *path, const Stored *array) {
     used = snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (",
                     names[dtype]);
     for (int i = 0; i < array->n_dim; i++)
-        used += snprintf(text + used, sizeof text - (size_t)used, "%lld,",
-                         (long long)array->shape[i]);
+        used +=
+            snprintf(text + used, sizeof text - (size_t)used, "%lld,", (long long)array->shape[i]);
     used += snprintf(text + used, sizeof text - (size_t)used, ")}");
     FILE *f = file_create(path);
     if (!f) return -1;
@@ -3534,10 +3552,11 @@ int npy_write(const char *path, const Stored *array) {
    headers, two checksums and the pixels; every viewer opens it. */
 
 static uint32_t crc32_add(uint32_t crc, const uint8_t *p, size_t n) {
-    static const uint32_t nibble[16] = { // the polynomial 0xedb88320 worked through four bits
-        0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
-        0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
-        0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+    /* The polynomial 0xedb88320 worked through four bits. */
+    static const uint32_t nibble[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac,
+                                        0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
+                                        0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
+                                        0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
     for (size_t i = 0; i < n; i++) {
         crc = nibble[(crc ^ p[i]) & 15] ^ crc >> 4;
         crc = nibble[(crc ^ p[i] >> 4) & 15] ^ crc >> 4;
@@ -3613,12 +3632,14 @@ static void sheet_paste(uint8_t *sheet, int width, int x0, int y0, const uint8_t
 int sheet_write(const char *path, const uint16_t *tokens, int n, int px, const real *palette,
                 int columns) {
     int zoom = px < CELL ? CELL / px : 1, side = px * zoom + GAP;
-    int rows = (n + columns - 1) / columns, width = columns * side + GAP, height = rows * side + GAP;
+    int rows = (n + columns - 1) / columns;
+    int width = columns * side + GAP, height = rows * side + GAP;
     uint8_t *sheet = sheet_new(width, height), *rgb = zalloc((size_t)px * (size_t)px, 3);
     int ready = sheet && rgb;
     for (int i = 0; i < n && ready; i++) {
         palette_colours(rgb, tokens + (size_t)i * (size_t)(px * px), (size_t)(px * px), palette);
-        sheet_paste(sheet, width, i % columns * side + GAP, i / columns * side + GAP, rgb, px, zoom);
+        sheet_paste(sheet, width, i % columns * side + GAP, i / columns * side + GAP, rgb, px,
+                    zoom);
     }
     int bad = !ready || png_write(path, sheet, width, height);
     free(rgb);
@@ -3665,13 +3686,14 @@ int palette_sheet_write(const char *path, const real *palette, int K, const uint
     int ready = sheet && after && order;
     for (int k = 0; k < K && ready; k++) {
         const real *c = palette + 3 * k;
-        order[k] = (Swatch){(real)0.299 * c[0] + (real)0.587 * c[1] + (real)0.114 * c[2], (uint16_t)k};
+        order[k] =
+            (Swatch){(real)0.299 * c[0] + (real)0.587 * c[1] + (real)0.114 * c[2], (uint16_t)k};
     }
     if (ready) qsort(order, (size_t)K, sizeof *order, by_light);
     for (int k = 0; k < K && ready; k++) {
         palette_colours(colour, &order[k].index, 1, palette);
-        sheet_paste(sheet, width, k % SWATCHES * swatch + GAP, k / SWATCHES * swatch + GAP, colour, 1,
-                    swatch - 1);
+        sheet_paste(sheet, width, k % SWATCHES * swatch + GAP, k / SWATCHES * swatch + GAP, colour,
+                    1, swatch - 1);
     }
     for (int i = 0; i < n && ready; i++) {
         int x = i % COLUMNS * side + GAP, y = top + i / COLUMNS * (2 * side + GAP);
@@ -3758,9 +3780,11 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
     Axis ax = axis_of(series, n, 0), ay = axis_of(series, n, 1);
     FILE *f = file_create(path);
     if (!f) return -1;
-    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
-               "font-family=\"sans-serif\" font-size=\"13\" fill=\"#333\">\n"
-               "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n", CHART_W, CHART_H);
+    fprintf(f,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
+            "font-family=\"sans-serif\" font-size=\"13\" fill=\"#333\">\n"
+            "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n",
+            CHART_W, CHART_H);
     svg_text(f, LEFT, 24, "font-size=\"16\" font-weight=\"bold\"", title);
     chart_axes(f, &ax, &ay, x_name, y_name);
     for (int s = 0; s < n; s++) {
@@ -3837,10 +3861,10 @@ typedef struct {
 } Option;
 
 /* An option whose default differs between commands stands there once for each default. */
-#define AT(field) offsetof(Options, field)
+#    define AT(field) offsetof(Options, field)
 static const Option option_table[] = {
-    {"data", TEXT, AT(data), TRAIN | FINETUNE | PROBE | COMPLETE | EVAL | PALETTE, "data/emoji", "DIR", 0, 0,
-     "the pictures"},
+    {"data", TEXT, AT(data), TRAIN | FINETUNE | PROBE | COMPLETE | EVAL | PALETTE, "data/emoji",
+     "DIR", 0, 0, "the pictures"},
     {"model", TEXT, AT(model), SAMPLE | COMPLETE | EVAL | INFO, "out", "DIR", 0, 0,
      "a model directory"},
     {"model", TEXT, AT(model), FINETUNE | PROBE, "out", "DIR", 0, 0,
@@ -3906,7 +3930,8 @@ static const Option option_table[] = {
      "also join M neighbouring layers around the best one"},
     {"features", TEXT, AT(features), PROBE, "", "FILE.npy", 0, 0,
      "write all layers' features, and labels to FILE.labels.npy"},
-    {"f16", FLAG, AT(f16), TRAIN | FINETUNE, "", "", 0, 0, "write the weights as F16, in half the space"},
+    {"f16", FLAG, AT(f16), TRAIN | FINETUNE, "", "", 0, 0,
+     "write the weights as F16, in half the space"},
     {"n", WHOLE, AT(n), SAMPLE, "40", "N", 1, 100000, "pictures"},
     {"n", WHOLE, AT(completions), COMPLETE, "5", "N", 1, 1000, "completions of each picture"},
     {"image", LIST, AT(image), COMPLETE, "", "FILE ...", 0, 0,
@@ -4003,8 +4028,11 @@ static void show_row(void *context, const uint16_t *tokens, int B, int rows) {
     int first = (int)((tokens - d->tokens) / (px * px));
     if (console.show && (rows % 2 == 0 || rows == px)) {
         progress_clear();
-        terminal_rows(stderr, tokens, across < 1 ? 1 : across < B ? across : B, px, (rows - 1) & ~1,
-                      d->model->palette);
+        terminal_rows(stderr, tokens,
+                      across < 1   ? 1
+                      : across < B ? across
+                                   : B,
+                      px, (rows - 1) & ~1, d->model->palette);
         if (rows == px) fputc('\n', stderr);
     }
     progress("drawing %d to %d of %d, row %d of %d", first + 1, first + B, d->n, rows, px);
@@ -4048,8 +4076,7 @@ static int preset_apply(Options *o) {
         for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
             if (*fields[k].value < 0) *fields[k].value = fields[k].preset;
         if (o->micro_batch < 0)
-            o->micro_batch =
-                o->batch < presets[i].micro_batch ? o->batch : presets[i].micro_batch;
+            o->micro_batch = o->batch < presets[i].micro_batch ? o->batch : presets[i].micro_batch;
         if (o->lr < 0) o->lr = presets[i].lr;
         return 0;
     }
@@ -4077,8 +4104,8 @@ static int options_follow(Options *o, const Config *c, const char *dir) {
     const struct {
         const char *name;
         int *option, value;
-    } sizes[] = {{"n-px", &o->n_px, c->n_px},       {"n-vocab", &o->n_vocab, c->n_vocab},
-                 {"n-embd", &o->n_embd, c->n_embd}, {"n-head", &o->n_head, c->n_head},
+    } sizes[] = {{"n-px", &o->n_px, c->n_px},          {"n-vocab", &o->n_vocab, c->n_vocab},
+                 {"n-embd", &o->n_embd, c->n_embd},    {"n-head", &o->n_head, c->n_head},
                  {"n-layer", &o->n_layer, c->n_layer}, {"objective", &o->objective, c->objective}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         if (is_given(sizes[i].name) && *sizes[i].option != sizes[i].value)
@@ -4090,7 +4117,8 @@ static int options_follow(Options *o, const Config *c, const char *dir) {
 
 /* The entropy of a set's colours, in nats: what a model scores that only counts them. */
 static double unigram_nats(const Images *set, int K) {
-    size_t n = (size_t)set->n * (size_t)set->px * (size_t)set->px, *count = zalloc((size_t)K, sizeof *count);
+    size_t n = (size_t)set->n * (size_t)set->px * (size_t)set->px,
+           *count = zalloc((size_t)K, sizeof *count);
     double nats = 0;
     if (!count) return NAN;
     for (size_t i = 0; i < n; i++) count[set->tokens[i]]++;
@@ -4224,21 +4252,21 @@ typedef struct {
     Images validation;  // of fine-tuning, split off data.train
     const Images *held; // what is evaluated on the way: validation or data.test
     Activations *acts;
-    Sampler *sampler;             // NULL: no pictures are drawn
+    Sampler *sampler; // NULL: no pictures are drawn
     double gen_weight, clf_weight;
     real *grads, *first, *second; // gradient and Adam's moments, laid out as params
     real *best;                   // the best weights so far; NULL in pre-training
     double best_accuracy;         // of them; -1: none yet
     int best_step;
-    uint16_t *tokens;             // (micro_batch + 1, T); the last: room for augmentation
-    uint8_t *mask;                // (micro_batch, T)
-    int *labels;                  // (micro_batch)
-    uint16_t *samples;            // (n_samples, T)
+    uint16_t *tokens;  // (micro_batch + 1, T); the last: room for augmentation
+    uint8_t *mask;     // (micro_batch, T)
+    int *labels;       // (micro_batch)
+    uint16_t *samples; // (n_samples, T)
     int n_samples;
-    Drawing drawing;              // of samples
-    int *order, epoch;            // of the training images in this epoch
-    int step;                     // steps done
-    Losses sum;                   // since the last row of the log
+    Drawing drawing;   // of samples
+    int *order, epoch; // of the training images in this epoch
+    int step;          // steps done
+    Losses sum;        // since the last row of the log
     int sum_steps;
     double seconds, began; // spent before a resume; when this process began
     Row *rows;
@@ -4274,7 +4302,8 @@ static void next_image(Run *r, uint64_t index, int b) {
         random_shuffle(r->order, set->n, seed, stream_of(FOR_ORDER, (uint64_t)epoch));
         r->epoch = epoch;
     }
-    int i = r->order[index % (uint64_t)set->n], pad = r->best ? set->px / 8 : 0, window = 2 * pad + 1;
+    int i = r->order[index % (uint64_t)set->n], pad = r->best ? set->px / 8 : 0,
+        window = 2 * pad + 1;
     const uint16_t *image = set->tokens + (size_t)i * T;
     uint16_t *flipped = r->tokens + (size_t)r->o->micro_batch * T, *out = r->tokens + (size_t)b * T;
     if (random_bits(seed, stream_of(FOR_FLIP, 0), index) & 1) image_flip(image, flipped, set->px);
@@ -4400,8 +4429,8 @@ static int option_set(Options *options, const Option *option, const char *value)
     }
     double high = option->type == FLAG ? 1 : option->high;
     if (number != floor(number) || number < option->low || number > high)
-        return fail("--%s takes a whole number from %.0f to %.0f, not %s", option->name, option->low,
-                    high, value);
+        return fail("--%s takes a whole number from %.0f to %.0f, not %s", option->name,
+                    option->low, high, value);
     *(int *)(void *)at = (int)number;
     return 0;
 }
@@ -4485,11 +4514,10 @@ static int loss_chart(const Run *r, const char *path) {
         x[i] = r->rows[i].step;
         for (int k = 0; k < lines; k++) y[(size_t)k * n + i] = r->rows[i].score[k];
     }
-    const Series series[] = {
-        {fine ? "training, L_GEN" : "training", "#7aa6d6", (int)n, x, y, 0},
-        {fine ? "validation, L_GEN" : "test", "#c0392b", (int)n, x, y + n, 3},
-        {"training, L_CLF", "#8fc28a", (int)n, x, y + 2 * n, 0},
-        {"validation, L_CLF", "#b8860b", (int)n, x, y + 3 * n, 3}};
+    const Series series[] = {{fine ? "training, L_GEN" : "training", "#7aa6d6", (int)n, x, y, 0},
+                             {fine ? "validation, L_GEN" : "test", "#c0392b", (int)n, x, y + n, 3},
+                             {"training, L_CLF", "#8fc28a", (int)n, x, y + 2 * n, 0},
+                             {"validation, L_CLF", "#b8860b", (int)n, x, y + 3 * n, 3}};
     int bad = chart_write(path, "Loss", "step", fine ? "nats" : "nats per pixel", series, lines);
     free(x);
     return bad;
@@ -4569,7 +4597,8 @@ static int run_resume(Run *r, Safetensors *state) {
 static int run_load(Run *r, Options *o, Safetensors *state) {
     int fine = o->command == FINETUNE;
     const char *from = state->file ? o->out : fine ? o->model : o->init;
-    if (from && (model_load(&r->model, from) || options_follow(o, &r->model.config, from))) return -1;
+    if (from && (model_load(&r->model, from) || options_follow(o, &r->model.config, from)))
+        return -1;
     if (dataset_read(&r->data, o->data, o->n_px)) return -1;
     note("%s: %d training and %d test pictures, %d classes, at %d x %d", o->data, r->data.train.n,
          r->data.test.n, r->data.n_class, o->n_px, o->n_px);
@@ -4624,8 +4653,8 @@ static int run_open(Run *r, Options *o, Safetensors *state) {
     if (fine) r->best = zalloc(n, sizeof *r->best);
     if (draws_samples(o)) r->sampler = sampler_new(c, r->n_samples);
     else if (!fine) note("a BERT model cannot draw pictures: there will be no samples.png");
-    if (!r->rows || !r->order || !r->tokens || !r->mask || !r->labels || !r->samples ||
-        !r->grads || !r->acts || (fine && !r->best) || (draws_samples(o) && !r->sampler))
+    if (!r->rows || !r->order || !r->tokens || !r->mask || !r->labels || !r->samples || !r->grads ||
+        !r->acts || (fine && !r->best) || (draws_samples(o) && !r->sampler))
         return -1;
     r->first = r->grads + n;
     r->second = r->first + n;
@@ -4709,7 +4738,8 @@ static int run_steps(Run *r) {
         r->sum.gen += mean.gen;
         r->sum.clf += mean.clf;
         r->sum_steps++;
-        if (!isfinite(loss)) return fail("the loss is %g at step %d: try a lower --lr", loss, r->step);
+        if (!isfinite(loss))
+            return fail("the loss is %g at step %d: try a lower --lr", loss, r->step);
         progress("step %d of %d  loss %.4f  %.0f images/s  %s left", r->step, o->steps,
                  (r->gen_weight * r->sum.gen + r->clf_weight * r->sum.clf) / r->sum_steps,
                  (r->step - from) * (double)o->batch / spent,
@@ -4731,7 +4761,8 @@ static int run_print(const Run *r) {
     const Row *end = &r->rows[r->n_rows - 1];
     Model m = run_result(r);
     Scores s = {end->score[HELD_GEN], NAN, NAN};
-    if (r->best && evaluate(&s, &m, r->acts, &r->data.test, o->micro_batch, 1, o->masks, o->mask_prob))
+    if (r->best &&
+        evaluate(&s, &m, r->acts, &r->data.test, o->micro_batch, 1, o->masks, o->mask_prob))
         return -1;
     printf("step %d\nseconds %.1f\n", end->step, end->seconds);
     if (r->gen_weight > 0) printf("train_nats_per_pixel %.5f\n", end->score[TRAIN_GEN]);
@@ -4893,8 +4924,8 @@ static int command_palette(Options *o) {
     Model m = {.config = c, .palette = palette};
     int bad = !palette || !tokens || palette_index(tokens, test->rgb, n, palette, c.n_vocab) ||
               palette_save(&m, file_in(o->out, "preprocessor_config.json")) ||
-              palette_sheet_write(file_in(o->out, "palette.png"), palette, c.n_vocab, test->rgb, tokens,
-                                  test->n < SHOWN ? test->n : SHOWN, test->px);
+              palette_sheet_write(file_in(o->out, "palette.png"), palette, c.n_vocab, test->rgb,
+                                  tokens, test->n < SHOWN ? test->n : SHOWN, test->px);
     if (!bad) {
         printf("colours %d\nrms_error %.3f\n", c.n_vocab, palette_error(test, tokens, palette));
         printf("palette %s\n", file_in(o->out, "preprocessor_config.json"));
@@ -4988,8 +5019,8 @@ static int command_complete(Options *o) {
 /* The linear probe. */
 
 typedef struct {
-    char name[32]; // "pixels", a layer, or "2-4", joined layers
-    double l2;     // geometric mean over draws
+    char name[32];                // "pixels", a layer, or "2-4", joined layers
+    double l2;                    // geometric mean over draws
     double mean[3], deviation[3]; // accuracy in percent over draws, of PART_TRAIN .. PART_TEST
 } ProbeRow;
 
@@ -4999,13 +5030,13 @@ typedef struct {
     Dataset data;
     Activations *acts;
     int n, draws, pool;
-    int *labels;      // (n): training pictures, then test pictures
-    uint8_t *part;    // (draws, n)
-    uint8_t *mask;    // (PROBE_BATCH, T), NULL for AR
-    real *features;   // (n, count, width) of layers first .. first + count - 1
+    int *labels;    // (n): training pictures, then test pictures
+    uint8_t *part;  // (draws, n)
+    uint8_t *mask;  // (PROBE_BATCH, T), NULL for AR
+    real *features; // (n, count, width) of layers first .. first + count - 1
     int first, count;
     size_t width;
-    ProbeRow *rows;   // layers 0 .. L, pixels, then joined layers where --concat asks for them
+    ProbeRow *rows; // layers 0 .. L, pixels, then joined layers where --concat asks for them
     int n_rows;
 } ProbeRun;
 
@@ -5147,8 +5178,10 @@ static int probe_export(const ProbeRun *p, const char *path) {
         labels[2 * i] = (real)p->labels[i];
         labels[2 * i + 1] = p->part[i];
     }
-    const Stored features = {.dtype = sizeof(real) == 8 ? "F64" : "F32", .n_dim = 3,
-                             .shape = {p->n, p->count, (int64_t)p->width}, .data = p->features};
+    const Stored features = {.dtype = sizeof(real) == 8 ? "F64" : "F32",
+                             .n_dim = 3,
+                             .shape = {p->n, p->count, (int64_t)p->width},
+                             .data = p->features};
     const Stored table = {.dtype = "I64", .n_dim = 2, .shape = {p->n, 2}, .data = labels};
     int bad = npy_write(path, &features) || npy_write(second, &table);
     free(labels);
@@ -5239,8 +5272,8 @@ static int probe_chart(const ProbeRun *p, int best, const char *path) {
         {"majority class", "#8a6d9e", 2, ends, (const double[]){majority, majority}, 0},
         {"chance", "#999999", 2, ends, (const double[]){chance, chance}, 0},
     };
-    int bad = chart_write(path, title, "layer", "accuracy (%)", series,
-                          sizeof series / sizeof *series);
+    int bad =
+        chart_write(path, title, "layer", "accuracy (%)", series, sizeof series / sizeof *series);
     free(x);
     return bad;
 }
@@ -5338,9 +5371,10 @@ enum { PEAK_SUMS = 12, PEAK_STEPS = 2000000 };
 /* Nothing but multiply-adds on registers, in enough independent chains to keep the units busy. */
 static void peak_run(void *context) {
     double *out = context;
-#pragma omp parallel
+#    pragma omp parallel
     {
-        vec sums[PEAK_SUMS], factor = (vec){0} + (real)0.999, term = (vec){0} + (real)1e-3, all = {0};
+        vec sums[PEAK_SUMS], factor = (vec){0} + (real)0.999, term = (vec){0} + (real)1e-3,
+                             all = {0};
         for (int i = 0; i < PEAK_SUMS; i++) sums[i] = term * (real)i;
         for (int step = 0; step < PEAK_STEPS; step++)
             for (int i = 0; i < PEAK_SUMS; i++) sums[i] = sums[i] * factor + term;
@@ -5357,14 +5391,14 @@ typedef struct {
 
 static void stream_run(void *context) {
     Stream *s = context;
-#pragma omp parallel
+#    pragma omp parallel
     {
         real sum = 0;
-#pragma omp for schedule(static)
+#    pragma omp for schedule(static)
         for (size_t block = 0; block < s->n / 4096; block++) {
             const real *x = s->x + block * 4096;
             real part = 0;
-#pragma omp simd reduction(+ : part)
+#    pragma omp simd reduction(+ : part)
             for (int i = 0; i < 4096; i++) part += x[i];
             sum += part;
         }
@@ -5391,8 +5425,8 @@ static int bench_products(Bench *b, const char *model, const Config *c, int B, d
     const struct {
         const char *name;
         int in, out;
-    } linear[] = {{"c_attn", d, 3 * d}, {"attn.c_proj", d, d}, {"c_fc", d, 4 * d},
-                  {"mlp.c_proj", 4 * d, d}};
+    } linear[] = {
+        {"c_attn", d, 3 * d}, {"attn.c_proj", d, d}, {"c_fc", d, 4 * d}, {"mlp.c_proj", 4 * d, d}};
     double logs = 0;
     size_t most = (size_t)rows * 4 * (size_t)d + 16 * (size_t)d * (size_t)d;
     real *x = zalloc(3 * most, sizeof *x);
@@ -5539,9 +5573,9 @@ static int command_bench(Options *o) {
     stream.x = zalloc(stream.n, sizeof *stream.x);
     if (!stream.x) return -1;
     double peak = bench_add(&b, "FMA peak", flops / 1e9 / bench_time(peak_run, sums), "GFLOP/s", 0);
-    double bandwidth = bench_add(&b, "memory read",
-                                 (double)stream.n * sizeof(real) / 1e9 / bench_time(stream_run, &stream),
-                                 "GB/s", 0);
+    double bandwidth = bench_add(
+        &b, "memory read", (double)stream.n * sizeof(real) / 1e9 / bench_time(stream_run, &stream),
+        "GB/s", 0);
     free(stream.x);
     o->preset = "tiny";
     if (preset_apply(o)) return -1;
@@ -5611,9 +5645,10 @@ static void help_command(const Command *command) {
     }
     for (size_t i = 0; i < sizeof presets / sizeof *presets && command->bit & (TRAIN | INFO); i++)
         printf("%s  %-8s %2d layers, d %4d, %2d heads, %d x %d pixels, %3d colours, batch %d, "
-               "%d steps, lr %g\n", i ? "" : "\nPresets:\n", presets[i].name, presets[i].n_layer,
-               presets[i].n_embd, presets[i].n_head, presets[i].n_px, presets[i].n_px,
-               presets[i].n_vocab, presets[i].batch, presets[i].steps, presets[i].lr);
+               "%d steps, lr %g\n",
+               i ? "" : "\nPresets:\n", presets[i].name, presets[i].n_layer, presets[i].n_embd,
+               presets[i].n_head, presets[i].n_px, presets[i].n_px, presets[i].n_vocab,
+               presets[i].batch, presets[i].steps, presets[i].lr);
 }
 
 /* Read argv[2..] into o. 0; 1: --help; -1: wrong usage. */
@@ -5640,7 +5675,8 @@ static int options_parse(Options *o, const Command *command, int argc, char **ar
             if (apart < least) near = &option_table[k], least = apart;
         }
         if (!option && near)
-            return fail("%s has no option --%s; did you mean --%s?", command->name, name, near->name);
+            return fail("%s has no option --%s; did you mean --%s?", command->name, name,
+                        near->name);
         if (!option) return fail("%s has no option --%s", command->name, name);
         given[option - option_table] = 1;
         int values = option->type == LIST ? list_length(argv + i + 1) : i + 1 < argc;
@@ -5658,7 +5694,8 @@ int main(int argc, char **argv) {
     const Command *command = NULL, *near = NULL;
     Options o = {.quiet = 0};
     int least = 4;
-    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") ||
+        !strcmp(argv[1], "help")) {
         help_all(argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;
     }

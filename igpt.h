@@ -124,7 +124,7 @@ int config_check(const Config *config);
 
 /* A parameter tensor, made from the one table in igpt.c that lists them all. */
 typedef struct {
-    char name[64];  // in a checkpoint, Hugging Face's
+    char name[64]; // in a checkpoint, Hugging Face's
     int kind, layer;
     size_t rows, cols; // (in, out) for the matrices of a block
     int rank;          // 1: a gain, shape (cols); 2: a matrix
@@ -154,8 +154,8 @@ int model_list(Model *model, Config config);
 /* Initial values (paper, appendix; GPT-2's scheme): normal with each tensor's std, gains 1. */
 void model_randomise(Model *model, uint64_t seed);
 
-/* What a pass keeps: nothing (evaluation), all that backward needs, or each block's input only, from
-   which backward runs the block again (the same bits for less memory and more time). */
+/* What a pass keeps: nothing (evaluation), all that backward needs, or each block's input only,
+   from which backward runs the block again (the same bits for less memory and more time). */
 enum { KEEP_NOTHING, KEEP_ALL, KEEP_INPUTS };
 
 typedef struct Activations Activations;
@@ -187,8 +187,9 @@ typedef struct {
 void bert_mask(uint8_t *mask, int T, double probability, uint64_t seed, uint64_t index);
 
 typedef struct {
-    double gen, clf; // sums over images: L_GEN in nats per position (per masked one for BERT), L_CLF
-    int correct;     // images whose class was right
+    double gen,
+        clf;     // sums over images: L_GEN in nats per position (per masked one for BERT), L_CLF
+    int correct; // images whose class was right
 } Losses;
 
 /* gen_weight * L_GEN + clf_weight * L_CLF of a batch (paper, section 2.1 and 2.2). Where grads is
@@ -299,7 +300,7 @@ int labels_split(const Images *set, int n_class, int per_class, uint64_t seed, i
    `held` being empty, where labels_split fails or either part is left with nothing. */
 int images_split(Images *set, Images *held, int n_class, int per_class, uint64_t seed);
 
-/* ---- 9 checkpoints ---------------------------------------------------------------------------- */
+/* ---- 9 checkpoints --------------------------------------------------------------------------- */
 
 typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
 
@@ -346,8 +347,8 @@ typedef struct {
 } Safetensors;
 
 /* Open a safetensors file and check its header: each tensor's shape agrees with its range of bytes,
-   the ranges fill the file without overlap, hole or rest. Dtypes that are not known are let through,
-   for as long as their tensors are not read. Leaves nothing to close where it fails. */
+   the ranges fill the file without overlap, hole or rest. Dtypes that are not known are let
+   through, for as long as their tensors are not read. Leaves nothing to close where it fails. */
 int safetensors_open(Safetensors *s, const char *path);
 
 /* Close the file and free what it held: names, shapes and metadata too. */
@@ -377,8 +378,8 @@ int model_save(const Model *model, const char *dir, const char *dtype);
    and ImageGPTModel. */
 int model_load(Model *model, const char *dir);
 
-/* Read a palette: clusters of a preprocessor_config.json; or, the name ending in .npy, a NumPy array
-   (K, 3) of little-endian f4 or f8 in C order, as OpenAI's kmeans_centers.npy. Values lie in
+/* Read a palette: clusters of a preprocessor_config.json; or, the name ending in .npy, a NumPy
+   array (K, 3) of little-endian f4 or f8 in C order, as OpenAI's kmeans_centers.npy. Values lie in
    [-1, 1]. Returns its *K colours (K, 3), given back with free(), or NULL. */
 real *palette_read(const char *path, int *K);
 
@@ -474,12 +475,12 @@ int png_write(const char *path, const uint8_t *rgb, int width, int height);
 int sheet_write(const char *path, const uint16_t *tokens, int n, int px, const real *palette,
                 int columns);
 
-/* Write rows `row` and row + 1 of n pictures of tokens (n, px * px), side by side, as one line for a
-   terminal with 24-bit colour: a character shows one pixel above the other. */
+/* Write rows `row` and row + 1 of n pictures of tokens (n, px * px), side by side, as one line for
+   a terminal with 24-bit colour: a character shows one pixel above the other. */
 void terminal_rows(FILE *f, const uint16_t *tokens, int n, int px, int row, const real *palette);
 
-/* A sheet about a palette (K, 3): its colours from dark to light, then n pictures rgb (n, px, px, 3),
-   each above what tokens (n, px * px) make of it. */
+/* A sheet about a palette (K, 3): its colours from dark to light, then n pictures rgb (n, px, px,
+   3), each above what tokens (n, px * px) make of it. */
 int palette_sheet_write(const char *path, const real *palette, int K, const uint8_t *rgb,
                         const uint16_t *tokens, int n, int px);
 

@@ -22,14 +22,14 @@ enum { IS_DOUBLE = sizeof(real) == 8 };
 
 static int failures_here; // of the test that runs
 
-#define CHECK(condition, ...) \
-    do { \
-        if (!(condition)) { \
-            failures_here++; \
-            printf("    %s:%d: %s: ", __FILE__, __LINE__, #condition); \
-            printf(__VA_ARGS__); \
-            printf("\n"); \
-        } \
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            failures_here++;                                                                       \
+            printf("    %s:%d: %s: ", __FILE__, __LINE__, #condition);                             \
+            printf(__VA_ARGS__);                                                                   \
+            printf("\n");                                                                          \
+        }                                                                                          \
     } while (0)
 
 static char scratch_folder[64];
@@ -103,7 +103,8 @@ static void test_random(void) {
           squares / N);
     CHECK(fabs(uniform / N - 0.5) < 0.01, "uniform mean %g", uniform / N);
     CHECK(random_bits(1, 2, 3) != random_bits(2, 1, 3) &&
-          random_bits(1, 2, 3) != random_bits(1, 3, 2), "seed, stream and counter are mixed up");
+              random_bits(1, 2, 3) != random_bits(1, 3, 2),
+          "seed, stream and counter are mixed up");
     int order[100], seen[100] = {0};
     for (int i = 0; i < 100; i++) order[i] = i;
     random_shuffle(order, 100, 5, 6);
@@ -147,13 +148,14 @@ static void check_matmul(int M, int N, int K, int transpose_a, int transpose_b, 
 }
 
 static void test_matmul(void) {
-    static const int sizes[][3] = {{1, 1, 1},     {1, 7, 5},      {2, 33, 9},    {13, 31, 17},
-                                   {14, 32, 64},  {15, 33, 65},   {29, 65, 300}, {32, 100, 257},
-                                   {33, 100, 257}, {64, 12, 16},  {100, 48, 513}, {173, 90, 40},
-                                   {7, 1100, 3},  {300, 1, 20}};
+    static const int sizes[][3] = {{1, 1, 1},      {1, 7, 5},    {2, 33, 9},     {13, 31, 17},
+                                   {14, 32, 64},   {15, 33, 65}, {29, 65, 300},  {32, 100, 257},
+                                   {33, 100, 257}, {64, 12, 16}, {100, 48, 513}, {173, 90, 40},
+                                   {7, 1100, 3},   {300, 1, 20}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int flags = 0; flags < 8; flags++)
-            check_matmul(sizes[s][0], sizes[s][1], sizes[s][2], flags & 1, flags >> 1 & 1, flags >> 2);
+            check_matmul(sizes[s][0], sizes[s][1], sizes[s][2], flags & 1, flags >> 1 & 1,
+                         flags >> 2);
 }
 
 /* A row's bits must not depend on which rows are computed with it: sampling relies on it. */
@@ -181,7 +183,8 @@ typedef double Loss(void *context);
 
 static double gradient_error(real *x, size_t n, const real *gradient, Loss *loss, void *context) {
     double worst = 0, largest = 1e-12;
-    size_t stride = n > 400 ? n / 400 + 1 : 1; // all of a small tensor, every so many of a large one
+    size_t stride =
+        n > 400 ? n / 400 + 1 : 1; // all of a small tensor, every so many of a large one
     for (size_t i = 0; i < n; i += stride) {
         double h = 1e-5, values[4];
         real was = x[i];
@@ -223,8 +226,10 @@ static double rms_loss(void *context) {
 }
 
 static void test_rms_gradient(void) {
-    LayerTest t = {.x = filled(ROWS * D_, 1, 1), .gain = filled(D_, 2, 1),
-                   .out = filled(ROWS * D_, 3, 0), .weights = filled(ROWS * D_, 4, 1),
+    LayerTest t = {.x = filled(ROWS * D_, 1, 1),
+                   .gain = filled(D_, 2, 1),
+                   .out = filled(ROWS * D_, 3, 0),
+                   .weights = filled(ROWS * D_, 4, 1),
                    .inv = filled(ROWS, 5, 0)};
     real *dx = filled(ROWS * D_, 6, 0), *dgain = filled(D_, 7, 0);
     real *partial = filled(rms_partials(ROWS) * D_, 8, 1);
@@ -244,8 +249,10 @@ static double embed_loss(void *context) { // x is wte, gain is wpe
 }
 
 static void test_embed_gradient(void) {
-    LayerTest t = {.x = filled((K_ + 1) * D_, 1, 1), .gain = filled(T_ * D_, 2, 1),
-                   .out = filled(ROWS * D_, 3, 0), .weights = filled(ROWS * D_, 4, 1)};
+    LayerTest t = {.x = filled((K_ + 1) * D_, 1, 1),
+                   .gain = filled(T_ * D_, 2, 1),
+                   .out = filled(ROWS * D_, 3, 0),
+                   .weights = filled(ROWS * D_, 4, 1)};
     for (int i = 0; i < ROWS; i++) {
         t.tokens[i] = (uint16_t)(random_bits(1, 1, (uint64_t)i) % K_);
         t.mask[i] = random_bits(1, 2, (uint64_t)i) % 3 == 0;
@@ -276,7 +283,8 @@ static double attention_loss(void *context) {
 }
 
 static LayerTest attention_setup(void) {
-    return (LayerTest){.x = filled(ROWS_LONG * 3 * D_, 1, 1), .out = filled(ROWS_LONG * D_, 3, 0),
+    return (LayerTest){.x = filled(ROWS_LONG * 3 * D_, 1, 1),
+                       .out = filled(ROWS_LONG * D_, 3, 0),
                        .weights = filled(ROWS_LONG * D_, 4, 1),
                        .lse = filled(B_ * H_ * T_LONG, 5, 0),
                        .scratch = filled((size_t)threads_get() * attention_scratch(T_LONG), 6, 1)};
@@ -327,8 +335,9 @@ static void test_attention_plain(void) {
                 for (int c = 0; c < hs; c++) out[c] += p[j] / sum * (double)v[c];
             }
             for (int c = 0; c < hs; c++)
-                worst = fmax(worst, fabs(out[c] - (double)t.out[((size_t)b * T_LONG + (size_t)i) * D_ +
-                                                                (size_t)(h * hs + c)]));
+                worst =
+                    fmax(worst, fabs(out[c] - (double)t.out[((size_t)b * T_LONG + (size_t)i) * D_ +
+                                                            (size_t)(h * hs + c)]));
             worst_lse = fmax(worst_lse, fabs(log(sum) - (double)t.lse[task]));
         }
         CHECK(worst < (IS_DOUBLE ? 1e-13 : 2e-6), "causal %d: out off by %g", t.causal, worst);
@@ -344,7 +353,8 @@ static double gelu_loss(void *context) {
 }
 
 static void test_gelu_gradient(void) {
-    LayerTest t = {.x = filled(ROWS * D_, 1, 3), .out = filled(ROWS * D_, 3, 0),
+    LayerTest t = {.x = filled(ROWS * D_, 1, 3),
+                   .out = filled(ROWS * D_, 3, 0),
                    .weights = filled(ROWS * D_, 4, 1)};
     real *du = filled(ROWS * D_, 4, 1), *again = filled(ROWS * D_, 5, 0);
     gelu_loss(&t);
@@ -369,8 +379,10 @@ static double cross_entropy_loss(void *context) { // gain is nll
 }
 
 static void test_cross_entropy_gradient(void) {
-    LayerTest t = {.x = filled(ROWS * K_, 1, 2), .gain = filled(ROWS, 2, 0),
-                   .out = filled(ROWS * K_, 3, 0), .weights = filled(ROWS, 4, 1)};
+    LayerTest t = {.x = filled(ROWS * K_, 1, 2),
+                   .gain = filled(ROWS, 2, 0),
+                   .out = filled(ROWS * K_, 3, 0),
+                   .weights = filled(ROWS, 4, 1)};
     for (int i = 0; i < ROWS; i++) t.tokens[i] = (uint16_t)(random_bits(1, 1, (uint64_t)i) % K_);
     cross_entropy_loss(&t);
     for (int r = 0; r < ROWS; r++) {
@@ -392,8 +404,8 @@ static void test_cross_entropy_gradient(void) {
 
 /* ---- 4 model, 5 objectives, 6 optimiser ----------------------------------------------------- */
 
-static const Config small = {.n_px = 5, .n_vocab = 9, .n_embd = 12, .n_head = 3, .n_layer = 3,
-                             .n_class = 4};
+static const Config small = {
+    .n_px = 5, .n_vocab = 9, .n_embd = 12, .n_head = 3, .n_layer = 3, .n_class = 4};
 
 typedef struct {
     Model model;
@@ -417,7 +429,8 @@ static void random_batch(uint16_t *tokens, uint8_t *mask, int *labels, const Con
     for (int b = 0; b < B; b++) labels[b] = (int)(random_bits(3, 3, (uint64_t)b) % 4);
 }
 
-/* Every tensor of a whole model, for every objective: AR and BERT, alone and with the class head. */
+/* Every tensor of a whole model, for every objective: AR and BERT, alone and with the class head.
+   */
 static void test_model_gradients(void) {
     enum { B = 2, T = 25 };
     uint16_t tokens[B * T];
@@ -529,7 +542,12 @@ static real *fixture_tensor(Fixture *f, const char *prefix, const char *name) {
 }
 
 static void fixture_open(Fixture *f, int objective_kind) {
-    Config c = {.n_px = 4, .n_vocab = 12, .n_embd = 16, .n_head = 2, .n_layer = 2, .n_class = 5,
+    Config c = {.n_px = 4,
+                .n_vocab = 12,
+                .n_embd = 16,
+                .n_head = 2,
+                .n_layer = 2,
+                .n_class = 5,
                 .objective = objective_kind};
     CHECK(!safetensors_open(&f->file, "data/fixture/tiny.safetensors"), "%s", error_text());
     CHECK(!model_init(&f->model, c), "%s", error_text());
@@ -540,7 +558,8 @@ static void fixture_open(Fixture *f, int objective_kind) {
         memcpy(f->model.params + t->offset, w, t->rows * t->cols * sizeof *w);
         free(w);
     }
-    real *tokens = fixture_tensor(f, "input.", "tokens"), *mask = fixture_tensor(f, "input.", "mask");
+    real *tokens = fixture_tensor(f, "input.", "tokens"),
+         *mask = fixture_tensor(f, "input.", "mask");
     real *labels = fixture_tensor(f, "input.", "labels");
     for (int i = 0; i < 48; i++) {
         f->tokens[i] = (uint16_t)tokens[i];
@@ -633,9 +652,11 @@ static void test_pytorch_adam(void) {
 }
 
 static void test_learning_rate(void) {
-    CHECK(fabs(learning_rate(0, 100, 10, 1) - 0.1) < 1e-12, "starts at %g", learning_rate(0, 100, 10, 1));
+    CHECK(fabs(learning_rate(0, 100, 10, 1) - 0.1) < 1e-12, "starts at %g",
+          learning_rate(0, 100, 10, 1));
     CHECK(learning_rate(9, 100, 10, 1) == 1, "peak is %g", learning_rate(9, 100, 10, 1));
-    CHECK(fabs(learning_rate(55, 100, 10, 1) - 0.5) < 1e-12, "half way %g", learning_rate(55, 100, 10, 1));
+    CHECK(fabs(learning_rate(55, 100, 10, 1) - 0.5) < 1e-12, "half way %g",
+          learning_rate(55, 100, 10, 1));
     CHECK(learning_rate(99, 100, 10, 1) < 1e-3, "ends at %g", learning_rate(99, 100, 10, 1));
     CHECK(learning_rate(0, 10, 0, 1) == 1, "no warm-up gives %g", learning_rate(0, 10, 0, 1));
 }
@@ -647,7 +668,10 @@ static void test_parameter_counts(void) {
     } sizes[] = {{24, 512, 8, 76}, {36, 1024, 8, 455}, {48, 1536, 16, 1362}, {60, 3072, 16, 6801}};
     for (int i = 0; i < 4; i++) {
         Model m;
-        Config c = {.n_px = 32, .n_vocab = 512, .n_embd = sizes[i].d, .n_head = sizes[i].H,
+        Config c = {.n_px = 32,
+                    .n_vocab = 512,
+                    .n_embd = sizes[i].d,
+                    .n_head = sizes[i].H,
                     .n_layer = sizes[i].L};
         CHECK(!model_list(&m, c), "%s", error_text());
         CHECK(m.n_params / 1000000 == (size_t)sizes[i].millions, "%zu instead of %d million",
@@ -666,11 +690,13 @@ static void test_initial_values(void) {
     model_randomise(&m, 1);
     for (int i = 0; i < m.n_tensors; i++) {
         const Tensor *t = &m.tensors[i];
-        double squares = 0, wanted = strstr(t->name, "ln_") ? 1
-                              : strstr(t->name, "wpe") ? 0.01
-                              : strstr(t->name, "c_attn") ? 1.0 / 8
-                              : strstr(t->name, "attn.c_proj") ? 1.0 / 16
-                              : strstr(t->name, "lm_head") || strstr(t->name, "score") ? 0 : 0.02;
+        double squares = 0, wanted = strstr(t->name, "ln_")           ? 1
+                                     : strstr(t->name, "wpe")         ? 0.01
+                                     : strstr(t->name, "c_attn")      ? 1.0 / 8
+                                     : strstr(t->name, "attn.c_proj") ? 1.0 / 16
+                                     : strstr(t->name, "lm_head") || strstr(t->name, "score")
+                                         ? 0
+                                         : 0.02;
         for (size_t j = 0; j < t->rows * t->cols; j++)
             squares += (double)m.params[t->offset + j] * (double)m.params[t->offset + j];
         double rms = sqrt(squares / (double)(t->rows * t->cols));
@@ -710,14 +736,19 @@ static real *trained_params(const Config *c, int threads, int steps, size_t *n) 
 
 static void test_same_bits_for_all_threads(void) {
     for (int kind = OBJECTIVE_AR; kind <= OBJECTIVE_BERT; kind++) {
-        Config c = {.n_px = 12, .n_vocab = 9, .n_embd = 48, .n_head = 3, .n_layer = 2, .n_class = 4,
+        Config c = {.n_px = 12,
+                    .n_vocab = 9,
+                    .n_embd = 48,
+                    .n_head = 3,
+                    .n_layer = 2,
+                    .n_class = 4,
                     .objective = kind};
         size_t n;
         real *one = trained_params(&c, 1, 4, &n);
         for (int threads = 2; threads <= 5; threads += threads == 3 ? 2 : 1) {
             real *several = trained_params(&c, threads, 4, &n);
-            CHECK(!memcmp(one, several, n * sizeof(real)), "%d threads differ, objective %d", threads,
-                  kind);
+            CHECK(!memcmp(one, several, n * sizeof(real)), "%d threads differ, objective %d",
+                  threads, kind);
             free(several);
         }
         free(one);
@@ -753,7 +784,8 @@ static void test_bert_mask(void) {
     double rate = (double)all / (T * N), deviation = sqrt(0.15 * 0.85 / N); // of one position
     CHECK(fabs(rate - 0.15) < 5 * deviation / 8, "%g of the positions are masked", rate);
     for (int t = 0; t < T; t++)
-        CHECK(fabs((double)at[t] / N - 0.15) < 5 * deviation, "position %d: %g", t, (double)at[t] / N);
+        CHECK(fabs((double)at[t] / N - 0.15) < 5 * deviation, "position %d: %g", t,
+              (double)at[t] / N);
     CHECK(alike == 0, "%d masks of other seeds or images are the same", alike);
     for (uint64_t i = 0; i < 200; i++) { // where most are drawn again
         bert_mask(mask, 2, 0.01, 1, i);
@@ -788,7 +820,8 @@ static void test_missing_label(void) {
 
 /* ---- 7 palette ------------------------------------------------------------------------------ */
 
-static double inertia_of(const uint8_t *rgb, size_t n, const real *palette, const uint16_t *tokens) {
+static double inertia_of(const uint8_t *rgb, size_t n, const real *palette,
+                         const uint16_t *tokens) {
     double sum = 0;
     for (size_t i = 0; i < 3 * n; i++) {
         double c = ((double)palette[3 * tokens[i / 3] + i % 3] + 1) * 127.5 - rgb[i];
@@ -827,7 +860,8 @@ static void test_kmeans_brute_force(void) {
         CHECK(!palette_index(tokens, rgb, N, palette, K), "%s", error_text());
         CHECK(fabs(inertia_of(rgb, N, palette, tokens) - inertia) < 1e-3 * inertia,
               "inertia %g, but the palette gives %g", inertia, inertia_of(rgb, N, palette, tokens));
-        CHECK(inertia > optimum * 0.9999, "seed %d: %g beats the optimum %g", (int)seed, inertia, optimum);
+        CHECK(inertia > optimum * 0.9999, "seed %d: %g beats the optimum %g", (int)seed, inertia,
+              optimum);
         if (inertia < best) best = inertia;
         for (int k = 0; k < K; k++)
             for (int c = 0; c < 3; c++) {
@@ -858,12 +892,23 @@ static void test_palette_few_colours(void) {
 
 /* A pixel as far from two colours goes to the first; and always to the nearest, by brute force. */
 static void test_quantisation(void) {
-    const real ties[] = {-1, -1, -1, (real)(100 / 127.5 - 1), -1, -1, (real)(50 / 127.5 - 1), -1, -1,
-                         (real)(100 / 127.5 - 1), -1, -1};
+    const real ties[] = {-1,
+                         -1,
+                         -1,
+                         (real)(100 / 127.5 - 1),
+                         -1,
+                         -1,
+                         (real)(50 / 127.5 - 1),
+                         -1,
+                         -1,
+                         (real)(100 / 127.5 - 1),
+                         -1,
+                         -1};
     static const uint8_t rgb[] = {50, 0, 0, 100, 0, 0, 25, 0, 0, 0, 0, 0};
     uint16_t tokens[2000];
     CHECK(!palette_index(tokens, rgb, 4, ties, 4), "%s", error_text());
-    CHECK(tokens[0] == 2 && tokens[1] == 1 && tokens[3] == 0, "%d %d %d", tokens[0], tokens[1], tokens[3]);
+    CHECK(tokens[0] == 2 && tokens[1] == 1 && tokens[3] == 0, "%d %d %d", tokens[0], tokens[1],
+          tokens[3]);
     const real even[] = {(real)-0.5, 0, 0, (real)0.5, 0, 0}; // grey 127.5 lies between bytes
     CHECK(!palette_index(tokens, (const uint8_t[]){127, 127, 127, 128, 128, 128}, 2, even, 2), " ");
     CHECK(tokens[0] == 0 && tokens[1] == 1, "%d %d", tokens[0], tokens[1]);
@@ -1463,7 +1508,9 @@ static void test_crop_padded(void) {
 /* A set of n pictures of 2 x 2 tokens, which number them; classes 0 1 2 0 1 2 ..., every tenth
    without. */
 static Images numbered_images(int n) {
-    Images set = {.n = n, .px = 2, .tokens = calloc((size_t)n * 4, 2),
+    Images set = {.n = n,
+                  .px = 2,
+                  .tokens = calloc((size_t)n * 4, 2),
                   .labels = calloc((size_t)n, sizeof(int))};
     for (int i = 0; i < n; i++) {
         for (int t = 0; t < 4; t++) set.tokens[4 * i + t] = (uint16_t)(4 * i + t);
@@ -1490,14 +1537,16 @@ static void test_split_for_validation(void) {
                 const Images *from = k < set.n ? &set : &held;
                 int at = k < set.n ? k : k - set.n, i = from->tokens[4 * at] / 4;
                 CHECK(!seen[i]++ && from->labels[at] == i % 3 && i % 10 != 9 &&
-                      from->tokens[4 * at + 3] == 4 * i + 3, "picture %d", i);
+                          from->tokens[4 * at + 3] == 4 * i + 3,
+                      "picture %d", i);
                 (k < set.n ? kept_of : held_of)[i % 3]++;
             }
             for (int c = 0; c < 3; c++)
-                CHECK(held_of[c] == 18 && kept_of[c] == set.n / 3, "class %d: %d, %d", c, kept_of[c],
-                      held_of[c]);
+                CHECK(held_of[c] == 18 && kept_of[c] == set.n / 3, "class %d: %d, %d", c,
+                      kept_of[c], held_of[c]);
             if (!per_class && seed == 1) memcpy(first_held, held.tokens, sizeof first_held);
-            CHECK(!memcmp(first_held, held.tokens, sizeof first_held), "held out: not always the same");
+            CHECK(!memcmp(first_held, held.tokens, sizeof first_held),
+                  "held out: not always the same");
             if (per_class && seed == 1) memcpy(first_kept, set.tokens, sizeof first_kept);
             CHECK(!per_class || seed == 1 || memcmp(first_kept, set.tokens, sizeof first_kept),
                   "two seeds draw the same pictures");
@@ -2179,7 +2228,8 @@ static void test_cache_is_forward(void) {
         const real *logits = sampler_step(&m, sampler, t, previous, B);
         for (int b = 0; b < B; b++) {
             for (int k = 0; k < K; k++)
-                worst = fmax(worst, fabs((double)logits[b * K + k] - (double)all[(b * T + t) * K + k]));
+                worst =
+                    fmax(worst, fabs((double)logits[b * K + k] - (double)all[(b * T + t) * K + k]));
             previous[b] = tokens[b * T + t];
         }
     }
@@ -2263,11 +2313,12 @@ static void test_sampling_frequencies(void) {
 }
 
 /* The trained model in the tree, drawing what it drew where its vectors were made. Other compilers
-   and instruction sets round otherwise, so the same draw can fall to the neighbouring colour; but only
-   where the uniform number lies at the boundary between the two. Fed with the stored colours, the
-   logits differ by rounding alone (1e-5, nothing builds up), which moves no boundary by more than
-   that: so every stored colour must be the draw, up to MARGIN. What sample_images draws by itself is
-   compared as far as no boundary has come so near. IGPT_RECORD=1 writes the vectors instead. */
+   and instruction sets round otherwise, so the same draw can fall to the neighbouring colour; but
+   only where the uniform number lies at the boundary between the two. Fed with the stored colours,
+   the logits differ by rounding alone (1e-5, nothing builds up), which moves no boundary by more
+   than that: so every stored colour must be the draw, up to MARGIN. What sample_images draws by
+   itself is compared as far as no boundary has come so near. IGPT_RECORD=1 writes the vectors
+   instead. */
 static void test_trained_model(void) {
     enum { N = 4, SEED = 1 };
     const double MARGIN = 1e-4;
@@ -2282,8 +2333,8 @@ static void test_trained_model(void) {
     if (getenv("IGPT_RECORD")) {
         real *values = calloc((size_t)(N * T), sizeof *values);
         for (int i = 0; i < N * T; i++) values[i] = drawn[i];
-        Stored tokens = {.name = "tokens", .dtype = "F32", .n_dim = 2, .shape = {N, T},
-                         .data = values};
+        Stored tokens = {
+            .name = "tokens", .dtype = "F32", .n_dim = 2, .shape = {N, T}, .data = values};
         CHECK(!safetensors_write(path, &tokens, 1, NULL), "%s", error_text());
         free(values);
     }
@@ -2299,11 +2350,15 @@ static void test_trained_model(void) {
             for (int k = 0; k < K; k++) sum += exp((double)logits[b * K + k]);
             for (int k = 0; k < previous[b]; k++) low += exp((double)logits[b * K + k]) / sum;
             double high = low + exp((double)logits[b * K + previous[b]]) / sum;
-            CHECK(u > low - MARGIN && u < high + MARGIN, "picture %d, position %d: %g is not in %g "
-                  "to %g", b, t, u, low, high);
+            CHECK(u > low - MARGIN && u < high + MARGIN,
+                  "picture %d, position %d: %g is not in %g "
+                  "to %g",
+                  b, t, u, low, high);
             clear[b] = (t == 0 || clear[b]) && u > low + MARGIN && u < high - MARGIN;
-            CHECK(!clear[b] || drawn[b * T + t] == previous[b], "picture %d, position %d: colour %d, "
-                  "not %d", b, t, drawn[b * T + t], previous[b]);
+            CHECK(!clear[b] || drawn[b * T + t] == previous[b],
+                  "picture %d, position %d: colour %d, "
+                  "not %d",
+                  b, t, drawn[b * T + t], previous[b]);
             compared += clear[b];
         }
     }
@@ -2328,15 +2383,17 @@ static void test_model_directory(void) {
     CHECK(!model_save(&m, dir, IS_DOUBLE ? "F64" : "F32"), "%s", error_text());
     CHECK(!model_load(&back, dir), "%s", error_text());
     CHECK(!memcmp(&m.config, &back.config, sizeof m.config), "the configuration differs");
-    CHECK(m.n_params == back.n_params &&
-          !memcmp(m.params, back.params, m.n_params * sizeof(real)), "the weights differ");
+    CHECK(m.n_params == back.n_params && !memcmp(m.params, back.params, m.n_params * sizeof(real)),
+          "the weights differ");
     for (int i = 0; i < 3 * small.n_vocab; i++)
-        CHECK(fabs((double)m.palette[i] - (double)back.palette[i]) < 1e-7, "palette[%d] differs", i);
+        CHECK(fabs((double)m.palette[i] - (double)back.palette[i]) < 1e-7, "palette[%d] differs",
+              i);
     CHECK(!strcmp(back.class_names[2], "People \"&\" Body"), "class 2 is %s", back.class_names[2]);
     model_free(&back);
 
     /* Whatever is cut off a file, loading fails and names the file. */
-    static const char *const names[] = {"model.safetensors", "config.json", "preprocessor_config.json"};
+    static const char *const names[] = {"model.safetensors", "config.json",
+                                        "preprocessor_config.json"};
     for (int i = 0; i < 3; i++) {
         char path[300];
         size_t n;
@@ -2344,8 +2401,8 @@ static void test_model_directory(void) {
         uint8_t *bytes = read_bytes(path, &n);
         for (size_t kept = 0; kept < n; kept += n / 7 + 1) {
             write_bytes(path, bytes, kept);
-            CHECK(model_load(&back, dir) && strstr(error_text(), names[i]), "%s cut to %zu bytes: %s",
-                  names[i], kept, error_text());
+            CHECK(model_load(&back, dir) && strstr(error_text(), names[i]),
+                  "%s cut to %zu bytes: %s", names[i], kept, error_text());
         }
         write_bytes(path, bytes, n);
         remove(path);
@@ -2378,9 +2435,9 @@ static char *write_npy(int version, const char *header, const void *data, size_t
 // -1, -0.5, 0; 0.25, 0.75, 1, as little-endian f4 and f8
 static const uint8_t npy_f4[] = {0, 0, 0x80, 0xbf, 0, 0, 0,    0xbf, 0, 0, 0,    0,
                                  0, 0, 0x80, 0x3e, 0, 0, 0x40, 0x3f, 0, 0, 0x80, 0x3f};
-static const uint8_t npy_f8[] = {
-    0, 0, 0, 0, 0, 0, 0xf0, 0xbf, 0, 0, 0, 0, 0, 0, 0xe0, 0xbf, 0, 0, 0, 0, 0, 0, 0,    0,
-    0, 0, 0, 0, 0, 0, 0xd0, 0x3f, 0, 0, 0, 0, 0, 0, 0xe8, 0x3f, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f};
+static const uint8_t npy_f8[] = {0, 0, 0, 0, 0, 0, 0xf0, 0xbf, 0, 0, 0, 0, 0, 0, 0xe0, 0xbf,
+                                 0, 0, 0, 0, 0, 0, 0,    0,    0, 0, 0, 0, 0, 0, 0xd0, 0x3f,
+                                 0, 0, 0, 0, 0, 0, 0xe8, 0x3f, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f};
 
 static void test_npy_palette(void) {
     static const double wanted[] = {-1, -0.5, 0, 0.25, 0.75, 1};
@@ -2389,7 +2446,8 @@ static void test_npy_palette(void) {
     for (int version = 1; version <= 3; version++)
         for (int wide = 0; wide < 2; wide++) {
             int K;
-            char *path = wide ? write_npy(version, f8, npy_f8, 48) : write_npy(version, f4, npy_f4, 24);
+            char *path =
+                wide ? write_npy(version, f8, npy_f8, 48) : write_npy(version, f4, npy_f4, 24);
             real *palette = palette_read(path, &K);
             CHECK(palette && K == 2, "version %d: %s", version, error_text());
             for (int i = 0; i < 6 && palette; i++)
@@ -2401,8 +2459,8 @@ static void test_npy_palette(void) {
 static void check_npy_refused(char *path, const char *word) {
     int K;
     real *palette = palette_read(path, &K);
-    CHECK(!palette && strstr(error_text(), path) && strstr(error_text(), word), "expected \"%s\": %s",
-          word, palette ? "it was read" : error_text());
+    CHECK(!palette && strstr(error_text(), path) && strstr(error_text(), word),
+          "expected \"%s\": %s", word, palette ? "it was read" : error_text());
     free(palette);
 }
 
@@ -2459,7 +2517,8 @@ static void test_hugging_face_names(void) {
     static const struct {
         const char *name;
         int rows, cols; // rows 0: one dimension
-    } expected[] = {{"transformer.wte.weight", 10, 12}, {"transformer.wpe.weight", 25, 12},
+    } expected[] = {{"transformer.wte.weight", 10, 12},
+                    {"transformer.wpe.weight", 25, 12},
                     {"transformer.h.2.ln_1.weight", 0, 12},
                     {"transformer.h.2.attn.c_attn.weight", 12, 36},
                     {"transformer.h.2.attn.c_attn.bias", 0, 36},
@@ -2468,12 +2527,14 @@ static void test_hugging_face_names(void) {
                     {"transformer.h.0.mlp.c_fc.bias", 0, 48},
                     {"transformer.h.1.mlp.c_proj.weight", 48, 12},
                     {"transformer.h.1.mlp.c_proj.bias", 0, 12},
-                    {"transformer.ln_f.weight", 0, 12}, {"lm_head.weight", 9, 12},
+                    {"transformer.ln_f.weight", 0, 12},
+                    {"lm_head.weight", 9, 12},
                     {"score.weight", 4, 12}};
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
         const Stored *s = safetensors_find(&file, expected[i].name);
         CHECK(s && s->shape[0] == (expected[i].rows ? expected[i].rows : expected[i].cols) &&
-              s->n_dim == (expected[i].rows ? 2 : 1), "%s", expected[i].name);
+                  s->n_dim == (expected[i].rows ? 2 : 1),
+              "%s", expected[i].name);
     }
     const char *format = safetensors_metadata(&file, "format");
     CHECK(format && !strcmp(format, "pt"), "metadata format");
@@ -2486,7 +2547,8 @@ static void test_hugging_face_names(void) {
     model_free(&m);
 }
 
-/* A directory that transformers saved (data/make_hf.py), in BF16: its logits and palette indices. */
+/* A directory that transformers saved (data/make_hf.py), in BF16: its logits and palette indices.
+   */
 static void test_hugging_face_model(void) {
     enum { B = 3, T = 16, K = 12 };
     Model m;
@@ -2534,8 +2596,8 @@ static void test_half_weights(void) {
     model_free(&m);
 }
 
-/* A bias that is not zero, a tensor of another shape and one that is missing are refused by name. The
-   heads may be missing as transformers leaves them out. */
+/* A bias that is not zero, a tensor of another shape and one that is missing are refused by name.
+   The heads may be missing as transformers leaves them out. */
 static void test_foreign_weights(void) {
     Model m, back;
     char *dir = scratch_path("foreign"), path[300];
@@ -2560,8 +2622,9 @@ static void test_foreign_weights(void) {
     for (int what = BIAS; what <= BARE; what++) {
         Stored *list = calloc((size_t)n, sizeof *list);
         int count = 0;
-        const char *expected = what == BIAS ? "h.1.attn.c_attn.bias"
-                               : what <= MISSING ? "h.2.ln_2.weight" : "lm_head.weight";
+        const char *expected = what == BIAS      ? "h.1.attn.c_attn.bias"
+                               : what <= MISSING ? "h.2.ln_2.weight"
+                                                 : "lm_head.weight";
         for (int i = 0; i < n; i++) {
             list[count] = changed[i];
             if (strstr(names[i], expected)) {
@@ -2793,7 +2856,8 @@ static void test_probe(void) {
     for (int i = 0; i < N; i++)
         if (part[i] == PART_VALIDATION) part[i] = PART_NONE;
     CHECK(probe_fit(&probe, x + 1, ROW, WIDTH, labels, part, N, C) == -1 &&
-          strstr(error_text(), "validate"), "%s", error_text());
+              strstr(error_text(), "validate"),
+          "%s", error_text());
     free(x);
 }
 
@@ -2841,8 +2905,8 @@ static void test_npy(void) {
     size_t length = n > 10 ? (size_t)bytes[8] + 256u * bytes[9] : 0;
     CHECK(n == 10 + length + 24 && !memcmp(bytes, "\x93NUMPY\1\0", 8), "%zu bytes", n);
     CHECK((10 + length) % 64 == 0 && bytes[9 + length] == '\n', "the header takes %zu", length);
-    CHECK(strstr((char *)bytes + 10,
-                 "{'descr': '<f4', 'fortran_order': False, 'shape': (3,2,)}") == (char *)bytes + 10,
+    CHECK(strstr((char *)bytes + 10, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,2,)}") ==
+              (char *)bytes + 10,
           "%.80s", bytes + 10);
     static const uint8_t minus_two_and_a_half[] = {0, 0, 0x20, 0xc0};
     CHECK(!memcmp(bytes + 10 + length + 4, minus_two_and_a_half, 4), "values are wrong");
@@ -2888,7 +2952,8 @@ static void test_png(void) {
     for (size_t at = 8; at + 12 <= n; chunks++) {
         size_t size = be32(png + at);
         const uint8_t *type = png + at + 4, *data = type + 4;
-        CHECK(be32(data + size) == plain_crc(type, size + 4), "%.4s: wrong CRC", (const char *)type);
+        CHECK(be32(data + size) == plain_crc(type, size + 4), "%.4s: wrong CRC",
+              (const char *)type);
         if (!memcmp(type, "IHDR", 4))
             CHECK(be32(data) == W && be32(data + 4) == H && data[8] == 8 && data[9] == 2, "header");
         if (!memcmp(type, "IDAT", 4)) {
@@ -2910,10 +2975,12 @@ static void test_png(void) {
     }
     CHECK(chunks == 3 && used == H * (3 * W + 1), "%d chunks, %zu bytes", chunks, used);
     for (int y = 0; y < H; y++)
-        CHECK(raw[y * (3 * W + 1)] == 0 && !memcmp(raw + y * (3 * W + 1) + 1, rgb + y * 3 * W, 3 * W),
+        CHECK(raw[y * (3 * W + 1)] == 0 &&
+                  !memcmp(raw + y * (3 * W + 1) + 1, rgb + y * 3 * W, 3 * W),
               "row %d differs", y);
     CHECK(png_write(scratch_path("no/such/folder.png"), rgb, W, H) == -1 &&
-          strstr(error_text(), "folder.png"), "%s", error_text());
+              strstr(error_text(), "folder.png"),
+          "%s", error_text());
     free(png);
     free(raw);
     free(rgb);
@@ -2943,7 +3010,8 @@ static void test_chart(void) {
     const double x[] = {0, 1, 2}, y[] = {1, NAN, 3};
     const Series series[] = {{"a & b < c", "#123456", 3, x, y, 1}};
     size_t n;
-    CHECK(!chart_write(scratch_path("chart.svg"), "title", "x", "y", series, 1), "%s", error_text());
+    CHECK(!chart_write(scratch_path("chart.svg"), "title", "x", "y", series, 1), "%s",
+          error_text());
     char *svg = (char *)read_bytes(scratch_path("chart.svg"), &n);
     CHECK(svg && !strncmp(svg, "<svg ", 5) && strstr(svg, "</svg>"), "no SVG");
     CHECK(strstr(svg, "a &amp; b &lt; c") && !strstr(svg, "nan"), "names or NaN are not escaped");
@@ -2965,23 +3033,27 @@ static void test_training_learns(void) {
     Model m;
     Config c = {.n_px = PX, .n_vocab = 16, .n_embd = 32, .n_head = 2, .n_layer = 2};
     CHECK(!dataset_read(&data, "data/emoji", PX), "%s", error_text());
-    CHECK(data.train.n == 2195 && data.test.n == 393 && data.n_class == 9, "data/emoji has changed");
+    CHECK(data.train.n == 2195 && data.test.n == 393 && data.n_class == 9,
+          "data/emoji has changed");
     CHECK(!model_init(&m, c), "%s", error_text());
     model_randomise(&m, 1);
-    CHECK(palette_build(m.palette, 16, data.train.rgb, (size_t)data.train.n * T, 1, NULL) == 16, "%s",
-          error_text());
-    CHECK(!images_quantise(&data.train, m.palette, 16) && !images_quantise(&data.test, m.palette, 16),
+    CHECK(palette_build(m.palette, 16, data.train.rgb, (size_t)data.train.n * T, 1, NULL) == 16,
+          "%s", error_text());
+    CHECK(!images_quantise(&data.train, m.palette, 16) &&
+              !images_quantise(&data.test, m.palette, 16),
           "%s", error_text());
     Activations *acts = activations_new(&c, N_TEST, KEEP_ALL);
     size_t n = m.n_params;
     real *grads = filled(n, 1, 0), *first = filled(n, 1, 0), *second = filled(n, 1, 0);
     Batch test = {N_TEST, data.test.tokens, NULL, NULL};
-    double before = objective(&m, acts, &test, 1, 0, 0, NULL).gen / N_TEST, count[16] = {0}, unigram = 0;
+    double before = objective(&m, acts, &test, 1, 0, 0, NULL).gen / N_TEST, count[16] = {0},
+           unigram = 0;
     CHECK(fabs(before - log(16)) < 1e-3, "starts at %g, not ln 16", before);
     for (int step = 0; step < STEPS; step++) {
         Batch batch = {B, data.train.tokens + step * B * T, NULL, NULL};
         objective(&m, acts, &batch, 1, 0, 1.0 / B, grads);
-        adam_step(m.params, grads, first, second, n, step + 1, learning_rate(step, STEPS, 20, 0.01));
+        adam_step(m.params, grads, first, second, n, step + 1,
+                  learning_rate(step, STEPS, 20, 0.01));
     }
     double after = objective(&m, acts, &test, 1, 0, 0, NULL).gen / N_TEST;
     for (int i = 0; i < N_TEST * T; i++) count[data.test.tokens[i]]++;
@@ -3025,8 +3097,8 @@ static void expect(int status, const char *word, const char *arguments) {
 static void test_command_line(void) {
     char line[600];
     CHECK(run_igpt("--help") == 0 && strstr(output, "igpt train"), "%s", output);
-    CHECK(run_igpt("train --help") == 0 && strstr(output, "--steps") && strstr(output, "--lr"), "%s",
-          output);
+    CHECK(run_igpt("train --help") == 0 && strstr(output, "--steps") && strstr(output, "--lr"),
+          "%s", output);
     expect(2, "train", "trian");
     expect(2, "--steps", "train --step 5");
     expect(2, "needs a value", "train --steps");
@@ -3049,8 +3121,8 @@ static void test_command_line(void) {
     snprintf(line, sizeof line, "train --steps 1 --out %s/file", scratch);
     write_bytes(scratch_path("file"), "", 0);
     expect(1, "/file", line);
-    CHECK(run_igpt("info --preset igpt-l") == 0 && strstr(output, "parameters_millions 1362\n"), "%s",
-          output);
+    CHECK(run_igpt("info --preset igpt-l") == 0 && strstr(output, "parameters_millions 1362\n"),
+          "%s", output);
 }
 
 static void check_same_file(const char *folder_a, const char *folder_b, const char *name) {
@@ -3064,15 +3136,15 @@ static void check_same_file(const char *folder_a, const char *folder_b, const ch
     free(y);
 }
 
-/* Start ./igpt with these arguments, which write to scratch/folder; press Ctrl-C as soon as there is a
-   state to resume from; then let `command` go on with it. */
+/* Start ./igpt with these arguments, which write to scratch/folder; press Ctrl-C as soon as there
+   is a state to resume from; then let `command` go on with it. */
 static void stop_and_resume(const char *command, const char *arguments, const char *folder) {
     char line[2000];
     snprintf(line, sizeof line,
              "./igpt %s %s --out %s/%s 2>%s/said & pid=$!; n=0; "
              "until [ -e %s/%s/train_state.safetensors ] || [ $n -gt 2000 ]; "
-             "do n=$((n+1)); sleep 0.01; done; kill -INT $pid; wait $pid", command, arguments, scratch,
-             folder, scratch, scratch, folder);
+             "do n=$((n+1)); sleep 0.01; done; kill -INT $pid; wait $pid",
+             command, arguments, scratch, folder, scratch, scratch, folder);
     int status = system(line);
     size_t n;
     char *said = (char *)read_bytes(scratch_path("said"), &n);
@@ -3092,12 +3164,15 @@ static double printed(const char *name) {
     return NAN;
 }
 
-/* Train, evaluate and sample by the program itself. A run that is stopped by Ctrl-C and resumed ends
-   with the same bytes as one that was never stopped, and so does one on another number of threads. */
+/* Train, evaluate and sample by the program itself. A run that is stopped by Ctrl-C and resumed
+   ends with the same bytes as one that was never stopped, and so does one on another number of
+   threads. */
 static void test_commands(void) {
-    static const char sizes[] = "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 4 "
-                                "--micro-batch 3 --steps 600 --eval-every 300 --save-every 20 --quiet";
-    CHECK(run_igpt("train %s --out %s/whole", sizes, scratch) == 0 && strstr(output, "\nunigram_nats "),
+    static const char sizes[] =
+        "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 4 "
+        "--micro-batch 3 --steps 600 --eval-every 300 --save-every 20 --quiet";
+    CHECK(run_igpt("train %s --out %s/whole", sizes, scratch) == 0 &&
+              strstr(output, "\nunigram_nats "),
           "%s", output);
     CHECK(run_igpt("train %s --out %s/threads --threads 3", sizes, scratch) == 0, "%s", output);
     stop_and_resume("train", sizes, "parts");
@@ -3120,7 +3195,8 @@ static void check_sheet(int columns, int rows) {
     size_t n;
     uint8_t *png = read_bytes(scratch_path("completed/completions.png"), &n);
     CHECK(n > 24 && be32(png + 16) == (uint32_t)(columns * 100 + 4) &&
-          be32(png + 20) == (uint32_t)(rows * 100 + 4), "%u x %u", be32(png + 16), be32(png + 20));
+              be32(png + 20) == (uint32_t)(rows * 100 + 4),
+          "%u x %u", be32(png + 16), be32(png + 20));
     free(png);
 }
 
@@ -3136,7 +3212,8 @@ static void test_complete(void) {
     check_sheet(7, 8);
     write_bytes(scratch_path("a.ppm"), "P6 1 1 255\nabc", 14);
     CHECK(run_igpt("%s --image %s/a.ppm %s/a.ppm %s/a.ppm --n 2 --rows 0", line, scratch, scratch,
-                   scratch) == 0, "%s", output);
+                   scratch) == 0,
+          "%s", output);
     check_sheet(4, 3);
 }
 
@@ -3153,8 +3230,8 @@ static int count_lines(const char *path) {
 /* The probe by the program, of small random networks of both kinds. */
 static void test_command_probe(void) {
     for (int kind = OBJECTIVE_AR; kind <= OBJECTIVE_BERT; kind++) {
-        Config c = {.n_px = 4, .n_vocab = 6, .n_embd = 8, .n_head = 2, .n_layer = 2,
-                    .objective = kind};
+        Config c = {
+            .n_px = 4, .n_vocab = 6, .n_embd = 8, .n_head = 2, .n_layer = 2, .objective = kind};
         Model m;
         size_t n;
         CHECK(!model_init(&m, c), "%s", error_text());
@@ -3163,7 +3240,8 @@ static void test_command_probe(void) {
         CHECK(!model_save(&m, scratch_path("net"), "F32"), "%s", error_text());
         CHECK(run_igpt("probe --model %s/net --out %s/probed --labels-per-class 4 --concat 2 "
                        "--quiet --threads 1 --features %s/f.npy --masks 2",
-                       scratch, scratch, scratch) == 0, "%s", output);
+                       scratch, scratch, scratch) == 0,
+              "%s", output);
         CHECK(strstr(output, "\nbest_layer ") && strstr(output, "\njoined_test_accuracy "), "%s",
               output);
         int lines = count_lines(scratch_path("probed/probe.csv"));
@@ -3188,10 +3266,12 @@ static void test_command_probe(void) {
 
 /* A BERT model: trained with the same bits on any threads, known as such by the later commands. */
 static void test_bert_commands(void) {
-    static const char sizes[] = "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 8 "
-                                "--steps 150 --eval-every 150 --objective bert";
+    static const char sizes[] =
+        "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 8 "
+        "--steps 150 --eval-every 150 --objective bert";
     CHECK(run_igpt("train %s --out %s/bert --threads 1", sizes, scratch) == 0 &&
-          strstr(output, "no samples.png"), "%s", output);
+              strstr(output, "no samples.png"),
+          "%s", output);
     CHECK(printed("nats_per_pixel") < 0.9 * printed("unigram_nats"), "%s", output);
     CHECK(run_igpt("train %s --out %s/bert2 --threads 2", sizes, scratch) == 0, "%s", output);
     check_same_file("bert", "bert2", "model.safetensors");
@@ -3204,7 +3284,8 @@ static void test_bert_commands(void) {
     CHECK(printed("nats_per_pixel") > one + 0.1, "seeing less should be harder: %s", output);
     CHECK(run_igpt("sample --model %s/bert", scratch) == 1 && strstr(output, "BERT"), "%s", output);
     CHECK(run_igpt("train --init %s/bert --steps 1 --out %s/more", scratch, scratch) == 0 &&
-          strstr(output, "no samples.png"), "--init forgets the objective: %s", output);
+              strstr(output, "no samples.png"),
+          "--init forgets the objective: %s", output);
 }
 
 /* Fine-tuning beats naming the commonest class, for both objectives and from scratch; the directory
@@ -3215,17 +3296,21 @@ static void test_finetune(void) {
     static const char *const kinds[] = {"ar", "bert"};
     char path[300];
     for (int i = 0; i < 2; i++) {
-        CHECK(run_igpt("train %s --objective %s --batch 16 --steps 100 --out %s/%s0", sizes, kinds[i],
-                       scratch, kinds[i]) == 0, "%s", output);
+        CHECK(run_igpt("train %s --objective %s --batch 16 --steps 100 --out %s/%s0", sizes,
+                       kinds[i], scratch, kinds[i]) == 0,
+              "%s", output);
         CHECK(run_igpt("finetune --model %s/%s0 --out %s/%s1 --steps 150 --lr 0.003 --quiet "
-                       "--threads 1", scratch, kinds[i], scratch, kinds[i]) == 0, "%s", output);
+                       "--threads 1",
+                       scratch, kinds[i], scratch, kinds[i]) == 0,
+              "%s", output);
         double accuracy = printed("accuracy");
         CHECK(accuracy > printed("majority_accuracy") + 0.05, "%s", output);
         CHECK(printed("validation_accuracy") > 0.45, "%s", output);
         CHECK(run_igpt("eval --model %s/%s1", scratch, kinds[i]) == 0, "%s", output);
         CHECK(printed("accuracy") == accuracy, "eval says otherwise than finetune: %s", output);
         CHECK(run_igpt("finetune --model %s/%s1 --out %s/again --steps 2 --lr 0", scratch, kinds[i],
-                       scratch) == 0 && printed("accuracy") == accuracy,
+                       scratch) == 0 &&
+                  printed("accuracy") == accuracy,
               "a second fine-tuning lost the class head: %s", output);
     }
     Json *config = json_read(scratch_path("ar1/config.json"));
@@ -3233,49 +3318,70 @@ static void test_finetune(void) {
     CHECK(label && label->text && !strcmp(label->text, "People & Body"), "id2label");
     free(config);
     snprintf(path, sizeof path, "%s/few", scratch);
-    CHECK(run_igpt("finetune --model %s/ar0 --out %s --steps 20 --eval-every 7 --labels-per-class 2 "
-                   "--gen-weight 0", scratch, path) == 0 && strstr(output, "on 18 pictures"), "%s",
-          output);
+    CHECK(
+        run_igpt("finetune --model %s/ar0 --out %s --steps 20 --eval-every 7 --labels-per-class 2 "
+                 "--gen-weight 0",
+                 scratch, path) == 0 &&
+            strstr(output, "on 18 pictures"),
+        "%s", output);
     CHECK(run_igpt("finetune --model %s/ar0 --out %s --steps 150 --lr 0.003 --from-scratch --quiet "
-                   "--threads 1", scratch, path) == 0, "%s", output);
+                   "--threads 1",
+                   scratch, path) == 0,
+          "%s", output);
     CHECK(printed("accuracy") > printed("majority_accuracy") + 0.02, "%s", output);
     check_same_file("ar0", "few", "preprocessor_config.json");
 }
 
 static void test_finetune_resumed(void) {
     char arguments[600];
-    CHECK(run_igpt("train --n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 8 --steps 40 "
-                   "--quiet --threads 1 --objective bert --out %s/pre", scratch) == 0, "%s", output);
-    snprintf(arguments, sizeof arguments, "--model %s/pre --batch 8 --micro-batch 5 --steps 250 "
-             "--eval-every 30 --save-every 10 --lr 0.003 --quiet", scratch);
-    CHECK(run_igpt("finetune %s --out %s/fwhole --threads 1", arguments, scratch) == 0, "%s", output);
+    CHECK(run_igpt(
+              "train --n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 --batch 8 --steps 40 "
+              "--quiet --threads 1 --objective bert --out %s/pre",
+              scratch) == 0,
+          "%s", output);
+    snprintf(arguments, sizeof arguments,
+             "--model %s/pre --batch 8 --micro-batch 5 --steps 250 "
+             "--eval-every 30 --save-every 10 --lr 0.003 --quiet",
+             scratch);
+    CHECK(run_igpt("finetune %s --out %s/fwhole --threads 1", arguments, scratch) == 0, "%s",
+          output);
     double best = printed("best_step");
-    CHECK(run_igpt("finetune %s --out %s/fthreads --threads 2", arguments, scratch) == 0, "%s", output);
+    CHECK(run_igpt("finetune %s --out %s/fthreads --threads 2", arguments, scratch) == 0, "%s",
+          output);
     stop_and_resume("finetune", arguments, "fparts");
     CHECK(printed("best_step") == best, "best step %g without a stop: %s", best, output);
     check_same_file("fwhole", "fparts", "model.safetensors");
     check_same_file("fwhole", "fparts", "config.json");
     check_same_file("fwhole", "fthreads", "model.safetensors");
     CHECK(run_igpt("train --resume --out %s/fparts", scratch) == 1 &&
-          strstr(output, "no run of igpt train"), "%s", output);
+              strstr(output, "no run of igpt train"),
+          "%s", output);
 }
 
 /* A palette built alone is read back by train, to the last digit, and so is one in an .npy file. */
 static void test_palette_command(void) {
     CHECK(run_igpt("palette --n-px 8 --n-vocab 24 --out %s/pal", scratch) == 0 &&
-          printed("colours") == 24 && printed("rms_error") < 20, "%s", output);
+              printed("colours") == 24 && printed("rms_error") < 20,
+          "%s", output);
     double coarse = printed("rms_error");
     CHECK(access(scratch_path("pal/palette.png"), R_OK) == 0, "no palette.png");
-    CHECK(run_igpt("train --palette %s/pal/preprocessor_config.json --n-px 8 --n-layer 1 --n-embd 16 "
-                   "--n-head 1 --steps 1 --quiet --out %s/paltrain", scratch, scratch) == 0, "%s", output);
+    CHECK(
+        run_igpt("train --palette %s/pal/preprocessor_config.json --n-px 8 --n-layer 1 --n-embd 16 "
+                 "--n-head 1 --steps 1 --quiet --out %s/paltrain",
+                 scratch, scratch) == 0,
+        "%s", output);
     check_same_file("pal", "paltrain", "preprocessor_config.json");
     CHECK(run_igpt("palette --n-px 8 --n-vocab 48 --out %s/pal", scratch) == 0 &&
-          printed("rms_error") < coarse, "twice the colours, error %g before: %s", coarse, output);
-    char *npy = write_npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", npy_f4, 24);
-    CHECK(run_igpt("palette --palette %s --out %s/pal2", npy, scratch) == 0 && printed("colours") == 2,
+              printed("rms_error") < coarse,
+          "twice the colours, error %g before: %s", coarse, output);
+    char *npy =
+        write_npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", npy_f4, 24);
+    CHECK(run_igpt("palette --palette %s --out %s/pal2", npy, scratch) == 0 &&
+              printed("colours") == 2,
           "%s", output);
     CHECK(run_igpt("palette --palette %s --n-vocab 3 --out %s/pal2", npy, scratch) == 1 &&
-          strstr(output, "2 colours"), "%s", output);
+              strstr(output, "2 colours"),
+          "%s", output);
 }
 
 /* ---- which tests there are ------------------------------------------------------------------ */
@@ -3520,7 +3626,8 @@ static void insist_safetensors(Safetensors *s, size_t size) {
         else insist(n == (size_t)t->count);
         free(values);
     }
-    for (const Json *item = metadata ? metadata->child : NULL; item && n_pairs < 64; item = item->next)
+    for (const Json *item = metadata ? metadata->child : NULL; item && n_pairs < 64;
+         item = item->next)
         pairs[n_pairs++] = item->key, pairs[n_pairs++] = item->text;
     Safetensors copy;
     Stored t = {.name = "t", .dtype = "F16", .n_dim = 1, .shape = {2}};
@@ -3535,7 +3642,8 @@ static void insist_safetensors(Safetensors *s, size_t size) {
 /* Every picture and every label is there. */
 static void insist_images(const Images *set, int n_class) {
     size_t sum = 0;
-    for (size_t i = 0; i < (size_t)set->n * (size_t)(set->px * set->px) * 3; i++) sum += set->rgb[i];
+    for (size_t i = 0; i < (size_t)set->n * (size_t)(set->px * set->px) * 3; i++)
+        sum += set->rgb[i];
     for (int i = 0; i < set->n && set->labels; i++)
         insist(set->labels[i] >= -1 && set->labels[i] < n_class);
     insist(set->n > 0 && (set->labels != NULL) == (n_class > 0) && sum < SIZE_MAX / 2);

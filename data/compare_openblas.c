@@ -2,11 +2,12 @@
    SPDX-License-Identifier: MIT
 
        apt-get install libopenblas-dev
-       cc -O3 -march=native -mprefer-vector-width=512 -fopenmp -DIGPT_NO_MAIN -I. data/compare_openblas.c igpt.c \
-           -o /tmp/compare -lopenblas -lm && OPENBLAS_CORETYPE=SkylakeX /tmp/compare
+       cc -O3 -march=native -mprefer-vector-width=512 -fopenmp -DIGPT_NO_MAIN -I. \
+           data/compare_openblas.c igpt.c -o /tmp/compare -lopenblas -lm
+       OPENBLAS_CORETYPE=SkylakeX /tmp/compare
 
    OPENBLAS_CORETYPE matters on processors newer than the library, for which it falls back to SSE.
-   Each product runs in turn with either library; the medians and the median of the ratios are shown. */
+   Each product runs in turn with either library; shown are the medians, and that of the ratios. */
 
 #include "igpt.h"
 #include <cblas.h>
@@ -43,8 +44,8 @@ static double compare(const char *name, int M, int N, int K, int ta, int tb) {
         matmul(M, N, K, a, (size_t)(ta ? 1 : K), (size_t)(ta ? M : 1), b, (size_t)(tb ? 1 : N),
                (size_t)(tb ? K : 1), c, (size_t)N, 0);
         double t1 = now();
-        cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, M, N,
-                    K, 1, a, ta ? M : K, b, tb ? K : N, 0, d, N);
+        cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans,
+                    M, N, K, 1, a, ta ? M : K, b, tb ? K : N, 0, d, N);
         double t2 = now();
         if (run < 0) continue;
         own[run] = t1 - t0;
@@ -56,8 +57,8 @@ static double compare(const char *name, int M, int N, int K, int ta, int tb) {
     qsort(own, RUNS, sizeof *own, ascending);
     qsort(other, RUNS, sizeof *other, ascending);
     qsort(ratio, RUNS, sizeof *ratio, ascending);
-    printf("  %-24s %5d x %5d x %5d  igpt %6.1f  OpenBLAS %6.1f GFLOP/s  ratio %.2f\n", name, M, N, K,
-           flop / own[RUNS / 2], flop / other[RUNS / 2], ratio[RUNS / 2]);
+    printf("  %-24s %5d x %5d x %5d  igpt %6.1f  OpenBLAS %6.1f GFLOP/s  ratio %.2f\n", name, M, N,
+           K, flop / own[RUNS / 2], flop / other[RUNS / 2], ratio[RUNS / 2]);
     free(a), free(b), free(c), free(d);
     return ratio[RUNS / 2];
 }
@@ -79,7 +80,9 @@ int main(void) {
             int in = which == 3 ? 4 * d : d, out = which == 0 ? 3 * d : which == 2 ? 4 * d : d;
             char name[64];
             snprintf(name, sizeof name, "%s %s %s", models[i / 12].name, linear[which],
-                     i % 3 == 0 ? "x w" : i % 3 == 1 ? "dout w'" : "x' dout");
+                     i % 3 == 0   ? "x w"
+                     : i % 3 == 1 ? "dout w'"
+                                  : "x' dout");
             logs += log(i % 3 == 0   ? compare(name, rows, out, in, 0, 0)
                         : i % 3 == 1 ? compare(name, rows, in, out, 0, 1)
                                      : compare(name, in, out, rows, 1, 0));
