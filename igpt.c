@@ -484,15 +484,26 @@ static void tile_at(int rows, int columns, int K, const real *a, const real *b, 
         }
 }
 
+/* All panels of a block of A. Where A lies transposed, a step of k is a run of memory that crosses
+   all panels: it is read in one go. */
+static void pack_rows(int M, int K, const real *a, size_t a_row, size_t a_col) {
+    int whole = a_row == 1 ? M / MR * MR : 0;
+    for (int k = 0; k < K && whole; k++)
+        for (int i = 0; i < whole; i += MR)
+            for (int r = 0; r < MR; r++)
+                packed_a[(size_t)i * K + (size_t)k * MR + r] = a[(size_t)k * a_col + i + r];
+    for (int i = whole; i < M; i += MR)
+        pack(packed_a + (size_t)i * K, MR, M - i < MR ? M - i : MR, K, a + (size_t)i * a_row, a_row,
+             a_col);
+}
+
 /* One block of C: at most MC x NC elements over all of K. */
 static void multiply_block(int M, int N, int K, const real *a, size_t a_row, size_t a_col,
                            const real *b, size_t b_row, size_t b_col, real *c, size_t c_row,
                            int accumulate) {
     for (int k0 = 0; k0 < K; k0 += KC) {
         int k = K - k0 < KC ? K - k0 : KC;
-        for (int i = 0; i < M; i += MR)
-            pack(packed_a + (size_t)i * k, MR, M - i < MR ? M - i : MR, k,
-                 a + (size_t)i * a_row + (size_t)k0 * a_col, a_row, a_col);
+        pack_rows(M, k, a + (size_t)k0 * a_col, a_row, a_col);
         for (int j = 0; j < N; j += NR) {
             int columns = N - j < NR ? N - j : NR;
             pack(packed_b, NR, columns, k, b + (size_t)j * b_col + (size_t)k0 * b_row, b_col,
@@ -690,7 +701,7 @@ void embed_backward(real *dwte, real *dwpe, const real *dh, const uint16_t *toke
              |    \          |
              |      \        |   backward runs over the same bands and computes P again from the
              +---------------+   scores and lse: p_ij = exp(s_ij - lse_i) needs no second softmax */
-enum { BAND = 56 / MR * MR };
+enum { BAND = 112 / MR * MR };
 
 size_t attention_scratch(int T) {
     return 2 * (size_t)BAND * (size_t)T;
@@ -3876,14 +3887,14 @@ static const Option option_table[] = {
      "of all random numbers"},
     {"threads", WHOLE, AT(threads), ALL, "0", "N", 0, 1024, "to compute with; 0: all cores"},
     {"quiet", FLAG, AT(quiet), ALL, "", "", 0, 0, "no progress on stderr"},
-    {"preset", TEXT, AT(preset), TRAIN | INFO | PALETTE, "tiny", "NAME", 0, 0,
+    {"preset", TEXT, AT(preset), TRAIN | INFO | BENCH | PALETTE, "tiny", "NAME", 0, 0,
      "tiny, igpt-s, igpt-m, igpt-l or igpt-xl; sets what is not given of the rest"},
-    {"n-layer", WHOLE, AT(n_layer), TRAIN | INFO, "", "N", 1, 1024, "layers"},
-    {"n-head", WHOLE, AT(n_head), TRAIN | INFO, "", "N", 1, 1024, "attention heads"},
-    {"n-embd", WHOLE, AT(n_embd), TRAIN | INFO, "", "N", 1, 16384, "width of the network"},
-    {"n-px", WHOLE, AT(n_px), TRAIN | INFO | PALETTE, "", "N", 1, 256,
+    {"n-layer", WHOLE, AT(n_layer), TRAIN | INFO | BENCH, "", "N", 1, 1024, "layers"},
+    {"n-head", WHOLE, AT(n_head), TRAIN | INFO | BENCH, "", "N", 1, 1024, "attention heads"},
+    {"n-embd", WHOLE, AT(n_embd), TRAIN | INFO | BENCH, "", "N", 1, 16384, "width of the network"},
+    {"n-px", WHOLE, AT(n_px), TRAIN | INFO | BENCH | PALETTE, "", "N", 1, 256,
      "side of the pictures in pixels"},
-    {"n-vocab", WHOLE, AT(n_vocab), TRAIN | INFO | PALETTE, "", "N", 2, 65535,
+    {"n-vocab", WHOLE, AT(n_vocab), TRAIN | INFO | BENCH | PALETTE, "", "N", 2, 65535,
      "colours in the palette"},
     {"objective", CHOICE, AT(objective), TRAIN | INFO, "ar", "ar|bert", 0, 0,
      "predict each pixel from those before it, or masked pixels from all others"},
@@ -3899,9 +3910,9 @@ static const Option option_table[] = {
      "train on N labels of each class only, mean of 5 draws; 0: on all"},
     {"from-scratch", FLAG, AT(from_scratch), FINETUNE, "", "", 0, 0,
      "fresh weights instead of the model's, for comparison"},
-    {"batch", WHOLE, AT(batch), TRAIN | INFO, "", "N", 1, 65536, "images in a step"},
+    {"batch", WHOLE, AT(batch), TRAIN | INFO | BENCH, "", "N", 1, 65536, "images in a step"},
     {"batch", WHOLE, AT(batch), FINETUNE, "32", "N", 1, 65536, "images in a step"},
-    {"micro-batch", WHOLE, AT(micro_batch), TRAIN | INFO, "", "N", 1, 65536,
+    {"micro-batch", WHOLE, AT(micro_batch), TRAIN | INFO | BENCH, "", "N", 1, 65536,
      "images in a pass; gradients add up to the batch"},
     {"micro-batch", WHOLE, AT(micro_batch), FINETUNE, "", "N", 1, 65536,
      "images in a pass; default as many as take about 1 GB"},
@@ -3952,7 +3963,7 @@ static const struct {
     int n_layer, n_embd, n_head, n_px, n_vocab, batch, micro_batch, steps;
     double lr;
 } presets[] = {
-    {"tiny", 6, 128, 4, 16, 64, 32, 32, 1200, 0.003},
+    {"tiny", 4, 128, 2, 16, 64, 16, 16, 1500, 0.005},
     {"igpt-s", 24, 512, 8, 32, 512, 128, 4, 1000000, 0.003},
     {"igpt-m", 36, 1024, 8, 32, 512, 128, 2, 1000000, 0.003},
     {"igpt-l", 48, 1536, 16, 32, 512, 128, 1, 1000000, 0.001},
@@ -5493,7 +5504,9 @@ static int bench_step(Bench *b, const char *name, const Config *c, int B, double
         s.second = s.first + n;
         for (size_t i = 0; i < (size_t)B * T; i++) s.tokens[i] = (uint16_t)(i % (size_t)c->n_vocab);
         double seconds = bench_time(step_run, &s);
-        bench_add(b, name, 3e-9 * forward_flops(&s.model) * B / seconds, "GFLOP/s", peak);
+        char text[48];
+        snprintf(text, sizeof text, "%s, training step", name);
+        bench_add(b, text, 3e-9 * forward_flops(&s.model) * B / seconds, "GFLOP/s", peak);
     }
     step_free(&s);
     return ready ? 0 : -1;
@@ -5568,6 +5581,7 @@ static int bench_csv(const Bench *b, const char *path) {
 
 static int command_bench(Options *o) {
     Bench b = {.n = 0};
+    if (preset_apply(o)) return -1;
     double sums[1024], flops = 2.0 * PEAK_SUMS * VL * PEAK_STEPS * threads_get();
     Stream stream = {.n = (size_t)1 << 27};
     stream.x = zalloc(stream.n, sizeof *stream.x);
@@ -5577,14 +5591,12 @@ static int command_bench(Options *o) {
         &b, "memory read", (double)stream.n * sizeof(real) / 1e9 / bench_time(stream_run, &stream),
         "GB/s", 0);
     free(stream.x);
-    o->preset = "tiny";
-    if (preset_apply(o)) return -1;
-    Config tiny = config_of(o);
-    Config small = {.n_px = 32, .n_vocab = 512, .n_embd = 512, .n_head = 8, .n_layer = 4};
+    Config own = config_of(o),
+           small = {.n_px = 32, .n_vocab = 512, .n_embd = 512, .n_head = 8, .n_layer = 4};
     int bad = bench_products(&b, "igpt-s", &small, 2, peak) ||
-              bench_products(&b, "tiny", &tiny, o->micro_batch, peak) ||
-              bench_step(&b, "igpt-s width, training step", &small, 2, peak) ||
-              bench_step(&b, "tiny, training step", &tiny, o->micro_batch, peak);
+              bench_products(&b, o->preset, &own, o->micro_batch, peak) ||
+              bench_step(&b, "igpt-s width", &small, 2, peak) ||
+              bench_step(&b, o->preset, &own, o->micro_batch, peak);
     small.n_layer = 24;
     bad = bad || bench_sampling(&b, &small, bandwidth, peak) || bench_palette(&b);
     return bad || (o->csv && bench_csv(&b, o->csv)) ? -1 : 0;
