@@ -1443,40 +1443,99 @@ static int colours_count(Colours *c, const uint8_t *rgb, size_t n) {
 }
 
 /* k-means++: each next centre is a colour drawn with probability count * distance^2, distance to
-   the centres so far. Colours that are centres have distance 0 and are not drawn again. */
-static void choose_centres(const Centres *centres, const Colours *c, uint64_t seed) {
-    real *plane = centres->plane;
-    int K = centres->K, chosen = 0;
-    for (int i = 0; i < c->n; i++) c->distance[i] = INFINITY;
-    for (int k = 0; k < K; k++) {
+   the centres so far. Colours that are centres have distance 0 and are not drawn again. Blocks of
+   colours keep their sums, so that a draw looks into one block only. */
+enum { PALETTE_BLOCK = 1024 };
+
+static void choose_centres(const Centres *centres, const Colours *c, uint64_t seed, double *mass) {
+    int K = centres->K, blocks = (c->n + PALETTE_BLOCK - 1) / PALETTE_BLOCK;
+    for (int i = 0; i < c->n; i++) c->distance[i] = 1; // the first: by count alone
+    for (int k = 0; k <= K; k++) {
+        real new[3] = {0, 0, 0};
+        for (int j = 0; j < 3 && k; j++) new[j] = centres->plane[j * K + k - 1];
+#pragma omp parallel for schedule(static)
+        for (int block = 0; block < blocks; block++) {
+            int end = (block + 1) * PALETTE_BLOCK < c->n ? (block + 1) * PALETTE_BLOCK : c->n;
+            mass[block] = 0;
+            for (int i = block * PALETTE_BLOCK; i < end; i++) {
+                real r = c->rgb[3 * i] - new[0], g = c->rgb[3 * i + 1] - new[1];
+                real b = c->rgb[3 * i + 2] - new[2], square = r *r + g *g + b *b;
+                if (k && (k == 1 || square < c->distance[i])) {
+                    c->distance[i] = square;
+                    c->owner[i] = (uint16_t)(k - 1);
+                }
+                mass[block] += c->count[i] * (double)c->distance[i];
+            }
+        }
+        if (k == K) break;
         double total = 0, at = 0;
-        for (int i = 0; i < c->n; i++) total += c->count[i] * (k ? (double)c->distance[i] : 1);
+        for (int block = 0; block < blocks; block++) total += mass[block];
         double goal = total * random_uniform(seed, stream_of(FOR_PALETTE, 0), (uint64_t)k);
-        for (int i = 0; i < c->n && at <= goal; i++) {
-            double mass = c->count[i] * (k ? (double)c->distance[i] : 1);
-            if (mass > 0) chosen = i;
-            at += mass;
+        int block = 0, chosen = 0;
+        while (block + 1 < blocks && at + mass[block] <= goal) at += mass[block++];
+        for (int i = block * PALETTE_BLOCK; i < c->n && at <= goal; i++) {
+            if (c->distance[i] > 0) chosen = i;
+            at += c->count[i] * (double)c->distance[i];
         }
-        const real *new = c->rgb + 3 * (size_t)chosen;
-        for (int j = 0; j < 3; j++) plane[j * K + k] = new[j];
-#pragma omp parallel for simd schedule(static)
-        for (int i = 0; i < c->n; i++) {
-            real r = c->rgb[3 * i] - new[0], g = c->rgb[3 * i + 1] - new[1];
-            real b = c->rgb[3 * i + 2] - new[2];
-            real square = r * r + g * g + b * b;
-            c->distance[i] = square < c->distance[i] ? square : c->distance[i];
-        }
+        for (int j = 0; j < 3; j++) centres->plane[j * K + k] = c->rgb[3 * chosen + j];
     }
 }
 
-/* Give each colour to its nearest centre; returns how many changed hands. */
-static int assign(const Centres *centres, const Colours *c) {
-    int changed = 0;
-#pragma omp parallel for schedule(static) reduction(+ : changed)
+/* The centres around each centre, nearest first: (K, NEAR) of them. */
+enum { NEAR = 48 };
+
+typedef struct {
+    real distance; // not squared
+    int centre;
+} Neighbour;
+
+static int nearer(const void *a, const void *b) {
+    const Neighbour *x = a, *y = b;
+    return (x->distance > y->distance) - (x->distance < y->distance);
+}
+
+static real squared_distance(const Centres *c, int k, const real *colour) {
+    real r = colour[0] - c->plane[k], g = colour[1] - c->plane[c->K + k];
+    real b = colour[2] - c->plane[2 * c->K + k];
+    return r * r + g * g + b * b;
+}
+
+static void find_neighbours(const Centres *c, Neighbour *near, Neighbour *room) {
+    int K = c->K;
+#pragma omp parallel for schedule(static)
+    for (int k = 0; k < K; k++) {
+        Neighbour *all = room + (size_t)omp_get_thread_num() * (size_t)K;
+        const real colour[3] = {c->plane[k], c->plane[K + k], c->plane[2 * K + k]};
+        for (int j = 0; j < K; j++)
+            all[j] =
+                (Neighbour){j == k ? INFINITY : square_root(squared_distance(c, j, colour)), j};
+        qsort(all, (size_t)K, sizeof *all, nearer);
+        memcpy(near + (size_t)k * NEAR, all, (size_t)(K < NEAR ? K : NEAR) * sizeof *all);
+    }
+}
+
+/* Give each colour to its nearest centre, the first of several; returns how many changed hands.
+   By the triangle inequality no centre farther from the owner than twice the colour's distance to
+   it can be nearer: of hundreds of centres a few neighbours are left to look at (Elkan 2003). */
+static int assign(const Centres *centres, const Colours *c, const Neighbour *near) {
+    int changed = 0, known = centres->K < NEAR ? centres->K : NEAR;
+#pragma omp parallel for schedule(dynamic, PALETTE_BLOCK) reduction(+ : changed)
     for (int i = 0; i < c->n; i++) {
-        int k = nearest(centres, c->rgb + 3 * (size_t)i, &c->distance[i]);
-        changed += k != c->owner[i];
-        c->owner[i] = (uint16_t)k;
+        const real *colour = c->rgb + 3 * (size_t)i;
+        const Neighbour *list = near + (size_t)c->owner[i] * NEAR;
+        int best = c->owner[i], j = 0;
+        real least = squared_distance(centres, best, colour);
+        real reach = 2 * square_root(least) * (real)1.0001; // rounding may not hide a tie
+        for (; j < known && list[j].distance <= reach; j++) {
+            real square = squared_distance(centres, list[j].centre, colour);
+            if (square > least || (square == least && list[j].centre > best)) continue;
+            least = square;
+            best = list[j].centre;
+        }
+        if (j == known && known < centres->K) best = nearest(centres, colour, &least);
+        changed += best != c->owner[i];
+        c->owner[i] = (uint16_t)best;
+        c->distance[i] = least;
     }
     return changed;
 }
@@ -1495,32 +1554,39 @@ static void move_centres(const Centres *centres, const Colours *c, uint64_t *sum
             centres->plane[j * K + k] = (real)((double)sums[4 * k + j] / (double)sums[4 * k + 3]);
 }
 
-int palette_build(real *palette, int K, const uint8_t *rgb, size_t n, uint64_t seed,
+int palette_build(real *palette, int K, const uint8_t *rgb, size_t n, uint64_t seed, int iterations,
                   double *inertia) {
-    enum { MOST_ITERATIONS = 300 };
-    Colours colours;
+    Colours c;
     if (!n) return fail("a palette needs pixels");
-    if (colours_count(&colours, rgb, n)) {
-        colours_free(&colours);
+    if (colours_count(&c, rgb, n)) {
+        colours_free(&c);
         return -1;
     }
-    Centres centres = {.K = K < colours.n ? K : colours.n};
-    centres.plane = zalloc(3 * (size_t)centres.K, sizeof *centres.plane);
-    uint64_t *sums = zalloc(4 * (size_t)centres.K, sizeof *sums);
-    int ready = centres.plane && sums;
-    if (ready) {
-        choose_centres(&centres, &colours, seed);
-        for (int i = 0; i < MOST_ITERATIONS && (assign(&centres, &colours) || !i); i++)
-            move_centres(&centres, &colours, sums);
-        for (int k = 0; k < centres.K; k++)
-            for (int j = 0; j < 3; j++)
-                palette[3 * k + j] = centres.plane[j * centres.K + k] / (real)127.5 - 1;
-        for (int i = 0; inertia && i < colours.n; i++)
-            *inertia = (i ? *inertia : 0) + (double)colours.distance[i] * colours.count[i];
+    Centres centres = {.K = K < c.n ? K : c.n};
+    size_t count = (size_t)centres.K, threads = (size_t)omp_get_max_threads();
+    centres.plane = zalloc(3 * count, sizeof *centres.plane);
+    uint64_t *sums = zalloc(4 * count, sizeof *sums);
+    double *mass = zalloc((size_t)c.n / PALETTE_BLOCK + 1, sizeof *mass);
+    Neighbour *near = zalloc(count, NEAR * sizeof *near);
+    Neighbour *room = zalloc(count * threads, sizeof *room);
+    int ready = centres.plane && sums && mass && near && room, changed = 1;
+    if (ready) choose_centres(&centres, &c, seed, mass);
+    for (int i = 0; i < iterations && changed && ready; i++) {
+        move_centres(&centres, &c, sums);
+        find_neighbours(&centres, near, room);
+        changed = assign(&centres, &c, near);
     }
+    for (int k = 0; k < centres.K && ready; k++)
+        for (int j = 0; j < 3; j++)
+            palette[3 * k + j] = centres.plane[j * centres.K + k] / (real)127.5 - 1;
+    for (int i = 0; inertia && i < c.n && ready; i++)
+        *inertia = (i ? *inertia : 0) + (double)c.distance[i] * c.count[i];
+    free(room);
+    free(near);
+    free(mass);
     free(sums);
     free(centres.plane);
-    colours_free(&colours);
+    colours_free(&c);
     return ready ? centres.K : -1;
 }
 
@@ -3963,7 +4029,7 @@ static const struct {
     int n_layer, n_embd, n_head, n_px, n_vocab, batch, micro_batch, steps;
     double lr;
 } presets[] = {
-    {"tiny", 4, 128, 2, 16, 64, 16, 16, 1500, 0.005},
+    {"tiny", 4, 128, 4, 16, 64, 16, 16, 1500, 0.004},
     {"igpt-s", 24, 512, 8, 32, 512, 128, 4, 1000000, 0.003},
     {"igpt-m", 36, 1024, 8, 32, 512, 128, 2, 1000000, 0.003},
     {"igpt-l", 48, 1536, 16, 32, 512, 128, 1, 1000000, 0.001},
@@ -4546,7 +4612,7 @@ static real *palette_make(Options *o, const Images *train, int *K) {
         note("palette: k-means, %d colours", o->n_vocab);
         *K = palette_build(palette, o->n_vocab, train->rgb,
                            (size_t)train->n * (size_t)train->px * (size_t)train->px,
-                           (uint64_t)o->seed, NULL);
+                           (uint64_t)o->seed, PALETTE_ITERATIONS, NULL);
         if (*K >= 0 && *K < o->n_vocab)
             note("palette: %d colours are all there are, not %d", *K, o->n_vocab);
         if (*K >= 0) return palette;
@@ -5549,7 +5615,7 @@ static int bench_sampling(Bench *b, const Config *c, double bandwidth, double pe
 }
 
 static int bench_palette(Bench *b) {
-    enum { N = 10000000, K = 512 };
+    enum { N = 10000000, K = 512, ITERATIONS = 20 };
     uint8_t *rgb = zalloc(N, 3);
     real *palette = zalloc(K, 3 * sizeof *palette);
     int found = -1;
@@ -5559,8 +5625,8 @@ static int bench_palette(Bench *b) {
                 rgb[3 * i + j] = (uint8_t)(128 + 90 * sin((double)(i * (j + 2)) * 1e-5) +
                                            (double)(random_bits(1, j, i) % 25));
         double began = seconds_now();
-        found = palette_build(palette, K, rgb, N, 1, NULL);
-        bench_add(b, "k-means, 10 million pixels", seconds_now() - began, "s", 0);
+        found = palette_build(palette, K, rgb, N, 1, ITERATIONS, NULL);
+        bench_add(b, "k-means, 10 million pixels, 20 x", seconds_now() - began, "s", 0);
     }
     free(palette);
     free(rgb);

@@ -214,11 +214,12 @@ double learning_rate(int step, int steps, int warmup, double peak);
    keep their clusters. */
 
 /* Choose at most K colours for n pixels rgb (n, 3) by k-means: k-means++ start (Arthur and
-   Vassilvitskii 2007), then Lloyd's iterations until no pixel changes its cluster. Returns how
-   many colours: fewer than K where the pixels have fewer. -1: out of memory, or no pixels. If
+   Vassilvitskii 2007), then Lloyd's iterations until no pixel changes its cluster, `iterations` at
+   the most. Returns how many colours: fewer than K where the pixels have fewer. -1: out of memory, or no pixels. If
    inertia is not NULL: the sum over pixels of the squared distance to their centre, in byte
    units. */
-int palette_build(real *palette, int K, const uint8_t *rgb, size_t n, uint64_t seed,
+enum { PALETTE_ITERATIONS = 300 };
+int palette_build(real *palette, int K, const uint8_t *rgb, size_t n, uint64_t seed, int iterations,
                   double *inertia);
 
 /* The nearest colour of each of n pixels, by squared distance; ties go to the lower index.

@@ -856,7 +856,8 @@ static void test_kmeans_brute_force(void) {
         real palette[3 * K];
         uint16_t tokens[N];
         double inertia;
-        CHECK(palette_build(palette, K, rgb, N, seed, &inertia) == K, "%s", error_text());
+        CHECK(palette_build(palette, K, rgb, N, seed, PALETTE_ITERATIONS, &inertia) == K, "%s",
+              error_text());
         CHECK(!palette_index(tokens, rgb, N, palette, K), "%s", error_text());
         CHECK(fabs(inertia_of(rgb, N, palette, tokens) - inertia) < 1e-3 * inertia,
               "inertia %g, but the palette gives %g", inertia, inertia_of(rgb, N, palette, tokens));
@@ -879,12 +880,14 @@ static void test_palette_few_colours(void) {
     static const uint8_t rgb[] = {0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0, 0, 255, 255, 255};
     real palette[3 * 8];
     double inertia = 1;
-    CHECK(palette_build(palette, 8, rgb, 5, 1, &inertia) == 3, "three colours are there");
+    CHECK(palette_build(palette, 8, rgb, 5, 1, PALETTE_ITERATIONS, &inertia) == 3,
+          "three colours are there");
     CHECK(inertia == 0, "inertia %g", inertia);
-    CHECK(palette_build(palette, 8, rgb, 0, 1, NULL) == -1, "no pixels, but a palette");
+    CHECK(palette_build(palette, 8, rgb, 0, 1, PALETTE_ITERATIONS, NULL) == -1,
+          "no pixels, but a palette");
     uint8_t back[15];
     uint16_t tokens[5];
-    palette_build(palette, 8, rgb, 5, 1, NULL);
+    palette_build(palette, 8, rgb, 5, 1, PALETTE_ITERATIONS, NULL);
     CHECK(!palette_index(tokens, rgb, 5, palette, 3), "%s", error_text());
     palette_colours(back, tokens, 5, palette);
     CHECK(!memcmp(back, rgb, 15), "colours do not come back");
@@ -3037,7 +3040,8 @@ static void test_training_learns(void) {
           "data/emoji has changed");
     CHECK(!model_init(&m, c), "%s", error_text());
     model_randomise(&m, 1);
-    CHECK(palette_build(m.palette, 16, data.train.rgb, (size_t)data.train.n * T, 1, NULL) == 16,
+    CHECK(palette_build(m.palette, 16, data.train.rgb, (size_t)data.train.n * T, 1,
+                        PALETTE_ITERATIONS, NULL) == 16,
           "%s", error_text());
     CHECK(!images_quantise(&data.train, m.palette, 16) &&
               !images_quantise(&data.test, m.palette, 16),
