@@ -3,10 +3,12 @@
 #
 #   make            the program, ./igpt
 #   make test       all tests
+#   make bench      what this machine reaches, against its own peak
 #   make fuzz       strange files for every reader, FUZZ_SECONDS=1200; needs clang
 #   make clean
 #
-# make ARCH= builds for any machine of this kind instead of this one; make OPENMP= without threads.
+# make ARCH= builds for any machine of this kind instead of this one; make OPENMP=-Wno-unknown-pragmas
+# without threads.
 
 CC ?= cc
 ARCH ?= -march=native
@@ -31,8 +33,12 @@ test_igpt: test_igpt.c igpt.c igpt.h Makefile
 test_igpt_double: test_igpt.c igpt.c igpt.h Makefile
 	$(CC) $(FLAGS) -DIGPT_NO_MAIN -DIGPT_DOUBLE test_igpt.c igpt.c -o $@ -lm
 
+# Some tests run more threads than there are cores: those that wait should sleep.
 test: igpt test_igpt test_igpt_double
-	@./test_igpt ./test_igpt_double
+	@OMP_WAIT_POLICY=passive ./test_igpt ./test_igpt_double
+
+bench: igpt
+	@./igpt bench
 
 FUZZ_SECONDS ?= 1200
 fuzz:
@@ -44,4 +50,4 @@ fuzz:
 clean:
 	rm -f igpt test_igpt test_igpt_double fuzz_igpt
 
-.PHONY: test fuzz clean
+.PHONY: test bench fuzz clean
