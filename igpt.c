@@ -197,19 +197,19 @@ static FILE *file_create(const char *path) {
 static int file_finish(FILE *f, const char *path) {
     char part[PATH_SIZE + 8];
     snprintf(part, sizeof part, "%.*s.part", PATH_SIZE, path);
-    int bad = ferror(f) || fflush(f) || fsync(fileno(f));
-    if (fclose(f) || bad) {
-        fail("cannot write %s: %s", path, strerror(errno));
-        remove(part);
-        return -1;
-    }
-    if (rename(part, path)) return fail("cannot rename %s to %s: %s", part, path, strerror(errno));
-    return 0;
+    int bad = ferror(f) || fflush(f) || fsync(fileno(f)), reason = errno;
+    if (fclose(f) && !bad) bad = 1, reason = errno;
+    if (!bad && rename(part, path)) bad = 1, reason = errno;
+    if (!bad) return 0;
+    remove(part);
+    return fail("cannot write %s: %s", path, strerror(reason));
 }
 
 /* Make a folder and those above it; 0 also where it exists already. */
 static int folder_make(const char *path) {
     char part[PATH_SIZE];
+    if (!*path || strlen(path) >= sizeof part)
+        return fail("cannot make a folder whose name is %s", *path ? "too long" : "empty");
     snprintf(part, sizeof part, "%s", path);
     for (char *p = part + 1;; p++) {
         if (*p != '/' && *p != 0) continue;
@@ -2905,6 +2905,9 @@ static int tensor_load(const Model *m, const Tensor *t, Safetensors *file) {
     bias_name(name, sizeof name, t->name);
     const Stored *bias = weight_find(file, name);
     if (!bias) return 0;
+    if (bias->n_dim != 1 || bias->shape[0] != (int64_t)t->cols)
+        return fail("%s: tensor %s has %lld elements, expected %zu", file->path, name,
+                    (long long)bias->count, t->cols);
     real *values = zalloc((size_t)bias->count, sizeof *values);
     int bad = !values || safetensors_read(file, bias, values);
     for (int64_t i = 0; i < bias->count && !bad; i++)
@@ -2981,13 +2984,13 @@ static int config_load(Config *c, const Json *json, const char *path) {
         return -1;
     c->n_vocab = vocab - 1;
     c->n_px = (int)lround(sqrt(positions));
-    if (c->n_px * c->n_px != positions)
+    if ((int64_t)c->n_px * c->n_px != positions)
         return fail("%s: field n_positions is %d, which is no square", path, positions);
     const Json *objective = json_get(json, "igpt_objective");
     if (objective && objective->text && !strcmp(objective->text, "bert"))
         c->objective = OBJECTIVE_BERT;
     else if (json_must(json, "igpt_objective", path, "ar", 0)) return -1;
-    return 0;
+    return config_check(c) ? fail("%s: %s", path, error_text()) : 0;
 }
 
 static int palette_save(const Model *m, const char *path) {
@@ -3989,7 +3992,7 @@ static const Option option_table[] = {
     {"lr", NUMBER, AT(lr), TRAIN, "", "X", 0, 1, "peak learning rate"},
     {"lr", NUMBER, AT(lr), FINETUNE, "0.001", "X", 0, 1, "peak learning rate"},
     {"warmup", WHOLE, AT(warmup), TRAIN | FINETUNE, "", "N", 0, INT_MAX / 2,
-     "steps until the peak; default one epoch"},
+     "steps until the peak; default one epoch, at most half the steps"},
     {"eval-every", WHOLE, AT(eval_every), TRAIN, "", "N", 1, INT_MAX,
      "steps from one test and sheet of samples to the next; default steps / 10"},
     {"eval-every", WHOLE, AT(eval_every), FINETUNE, "", "N", 1, INT_MAX,
@@ -4457,7 +4460,7 @@ static int state_save(const Run *r, const char *path) {
         metadata[n++] = option_text(r->o, &option_table[i], numbers[i]);
     }
     snprintf(numbers[N_OPTIONS], 32, "%d", r->step);
-    snprintf(numbers[N_OPTIONS + 1], 32, "%.3f", r->rows[r->n_rows - 1].seconds);
+    snprintf(numbers[N_OPTIONS + 1], 32, "%.3f", r->seconds + seconds_now() - r->began);
     snprintf(numbers[N_OPTIONS + 2], 32, "%d", r->best_step);
     snprintf(numbers[N_OPTIONS + 3], 32, "%.17g", r->best_accuracy);
     metadata[n++] = "command", metadata[n++] = r->o->name;
@@ -4552,7 +4555,7 @@ static const char *log_header(const Options *o, int *n_scores) {
 static void log_read(Run *r, const char *path) {
     FILE *f = fopen(path, "r");
     char line[256];
-    while (f && fgets(line, sizeof line, f) && r->n_rows < r->room) {
+    while (f && fgets(line, sizeof line, f)) { // where there are too many, the newest stay
         Row row;
         int used = 0;
         for (int k = 0; k < N_SCORES; k++) row.score[k] = NAN;
@@ -4562,7 +4565,9 @@ static void log_read(Run *r, const char *path) {
             sscanf(++at, "%lf", &row.score[k]); // leaves NaN where the field is empty
             at += strcspn(at, ",");
         }
-        if (row.step <= r->step) r->rows[r->n_rows++] = row;
+        if (row.step > r->step) continue;
+        if (r->n_rows == r->room) memmove(r->rows, r->rows + 1, (size_t)--r->n_rows * sizeof row);
+        r->rows[r->n_rows++] = row;
     }
     if (f) fclose(f);
 }
@@ -4702,8 +4707,10 @@ static void run_defaults(const Run *r, Options *o) {
     if (o->micro_batch < 0)
         for (o->micro_batch = o->batch; o->micro_batch > 1 && o->micro_batch * image > 25e6;)
             o->micro_batch = (o->micro_batch + 1) / 2;
-    if (o->warmup < 0) o->warmup = r->data.train.n / o->batch;
-    if (o->warmup > o->steps / 2) o->warmup = o->steps / 2;
+    if (o->warmup < 0) {
+        o->warmup = r->data.train.n / o->batch;
+        if (o->warmup > o->steps / 2) o->warmup = o->steps / 2;
+    }
     if (o->eval_every < 0) o->eval_every = (o->steps + 9) / 10;
     if (o->save_every < 0) o->save_every = o->eval_every;
 }
@@ -4784,8 +4791,7 @@ static int run_report(Run *r, int evaluating) {
                         r->model.palette, SHEET_COLUMNS))
             return -1;
     }
-    if (loss_chart(r, file_in(o->out, "loss.svg"))) return -1;
-    return log_write(r, file_in(o->out, "log.csv"));
+    return loss_chart(r, file_in(o->out, "loss.svg"));
 }
 
 /* What the run has to show for: the model, or of a fine-tuning its best weights. */
@@ -4799,7 +4805,7 @@ static Model run_result(const Run *r) {
 static int run_save(const Run *r) {
     const char *dtype = r->o->f16 ? "F16" : sizeof(real) == 8 ? "F64" : "F32";
     Model m = run_result(r);
-    if (model_save(&m, r->o->out, dtype)) return -1;
+    if (model_save(&m, r->o->out, dtype) || log_write(r, file_in(r->o->out, "log.csv"))) return -1;
     return state_save(r, file_in(r->o->out, "train_state.safetensors"));
 }
 
@@ -4808,7 +4814,7 @@ static int run_steps(Run *r) {
     int log_every = (o->steps + LOG_ROWS - 1) / LOG_ROWS, from = r->step;
     r->began = seconds_now();
     catch_interrupt();
-    while (r->step < o->steps && !interrupted) {
+    while (r->step < o->steps) {
         Losses mean = train_step(r);
         double loss = r->gen_weight * mean.gen + r->clf_weight * mean.clf;
         double spent = seconds_now() - r->began;
@@ -4822,9 +4828,11 @@ static int run_steps(Run *r) {
                  (r->step - from) * (double)o->batch / spent,
                  clock_text(spent / (r->step - from) * (o->steps - r->step)));
         int last = r->step == o->steps, evaluating = last || r->step % o->eval_every == 0;
-        if ((evaluating || interrupted || r->step % log_every == 0) && run_report(r, evaluating))
+        int stop = interrupted; // read once: a signal may come between the two uses
+        if ((evaluating || stop || r->step % log_every == 0) && run_report(r, evaluating))
             return -1;
-        if ((last || interrupted || r->step % o->save_every == 0) && run_save(r)) return -1;
+        if ((last || stop || r->step % o->save_every == 0) && run_save(r)) return -1;
+        if (stop) break;
     }
     if (r->step < o->steps)
         return fail("stopped at step %d of %d and saved; go on with: igpt %s --resume --out %s",
@@ -4855,6 +4863,10 @@ static int command_train(Options *o) { // and finetune
     Safetensors state = {.file = NULL};
     Run run = {.o = o};
     int bad = 0;
+    if (o->palette && (o->init || o->resume))
+        return fail("--palette cannot go with --%s, whose model has one",
+                    o->init ? "init" : "resume");
+    if (o->init && o->resume) return fail("--init cannot go with --resume: start or go on");
     if (o->resume)
         bad = safetensors_open(&state, file_in(o->out, "train_state.safetensors")) ||
               options_resume(o, &state);
@@ -4870,7 +4882,8 @@ static int command_train(Options *o) { // and finetune
              train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
         bad = run_steps(&run);
     }
-    if (!bad && run.n_rows) bad = run_print(&run);
+    if (!bad && !run.n_rows) bad = fail("%s: the run is finished, but its log.csv is gone", o->out);
+    bad = bad || run_print(&run);
     safetensors_close(&state);
     run_free(&run);
     return bad ? -1 : 0;
@@ -5152,7 +5165,9 @@ static int probe_open(ProbeRun *p) {
         return fail("--concat %d: there are only %d layers", o->concat, c->n_layer + 1);
     if (dataset_read(&p->data, o->data, c->n_px)) return -1;
     Images *train = &p->data.train, *test = &p->data.test;
-    if (!p->data.n_class) return fail("%s: a probe needs classes, there are none", o->data);
+    if (p->data.n_class < 2)
+        return fail("%s: a probe needs two classes or more, there are %d", o->data,
+                    p->data.n_class);
     keep_labelled(train);
     keep_labelled(test);
     p->n = train->n + test->n;
@@ -5801,7 +5816,10 @@ int main(int argc, char **argv) {
     console.terminal = isatty(2) && !getenv("NO_COLOR");
     console.show = o.show < 0 ? !o.quiet && takes_colour() : o.show;
     threads_set(o.threads);
-    if (command->run(&o) == 0) return fflush(stdout) ? 1 : 0;
+    int bad = command->run(&o);
+    if (!bad && (fflush(stdout) || ferror(stdout)))
+        bad = fail("cannot write to stdout: %s", strerror(errno));
+    if (!bad) return 0;
     if (console.pending) fputc('\n', stderr);
     fprintf(stderr, "igpt: %s\n", error_text());
     return 1;

@@ -215,9 +215,9 @@ double learning_rate(int step, int steps, int warmup, double peak);
 
 /* Choose at most K colours for n pixels rgb (n, 3) by k-means: k-means++ start (Arthur and
    Vassilvitskii 2007), then Lloyd's iterations until no pixel changes its cluster, `iterations` at
-   the most. Returns how many colours: fewer than K where the pixels have fewer. -1: out of memory, or no pixels. If
-   inertia is not NULL: the sum over pixels of the squared distance to their centre, in byte
-   units. */
+   the most. Returns how many colours: fewer than K where the pixels have fewer. -1: out of memory,
+   or no pixels. If inertia is not NULL: the sum over pixels of the squared distance to their
+   centre, in byte units. */
 enum { PALETTE_ITERATIONS = 300 };
 int palette_build(real *palette, int K, const uint8_t *rgb, size_t n, uint64_t seed, int iterations,
                   double *inertia);
