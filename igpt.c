@@ -515,9 +515,10 @@ static void multiply_block(int M, int N, int K, const real *a, size_t a_row, siz
     }
 }
 
-/* Few rows (sampling a few pictures): packing B would cost as much as reading it. Its rows are read where they
-   lie, once, eight at a time, and added into sums that stay in the first-level cache. The order of
-   summation is that of the tiles, so a picture does not depend on how many are drawn with it. */
+/* Few rows (sampling a few pictures): packing B would cost as much as reading it. Its rows are read
+   where they lie, once, eight at a time, and added into sums that stay in the first-level cache.
+   The order of summation is that of the tiles, so a picture does not depend on how many are drawn
+   with it. */
 enum { THIN_M = 8, THIN_SUMS = 4096 };
 
 static void multiply_thin(int M, int N, int K, const real *a, size_t a_row, size_t a_col,

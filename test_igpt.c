@@ -429,6 +429,13 @@ static void random_batch(uint16_t *tokens, uint8_t *mask, int *labels, const Con
     for (int b = 0; b < B; b++) labels[b] = (int)(random_bits(3, 3, (uint64_t)b) % 4);
 }
 
+/* The small model with weights far from the zeros of its heads, and a batch for it. */
+static void small_model(Model *m, uint16_t *tokens, uint8_t *mask, int *labels, int B) {
+    random_batch(tokens, mask, labels, &small, B);
+    CHECK(!model_init(m, small), "%s", error_text());
+    fill(m->params, m->n_params, 9, 0.3);
+}
+
 /* Every tensor of a whole model, for every objective: AR and BERT, alone and with the class head.
    */
 static void test_model_gradients(void) {
@@ -468,9 +475,7 @@ static void test_recompute(void) {
     uint8_t mask[B * T];
     int labels[B];
     Model m;
-    random_batch(tokens, mask, labels, &small, B);
-    CHECK(!model_init(&m, small), "%s", error_text());
-    fill(m.params, m.n_params, 9, 0.3);
+    small_model(&m, tokens, mask, labels, B);
     real *grads[2];
     for (int i = 0; i < 2; i++) {
         Activations *acts = activations_new(&small, B, i ? KEEP_INPUTS : KEEP_ALL);
@@ -494,9 +499,7 @@ static void test_accumulation(void) {
     uint8_t mask[B * T];
     int labels[B];
     Model m;
-    random_batch(tokens, mask, labels, &small, B);
-    CHECK(!model_init(&m, small), "%s", error_text());
-    fill(m.params, m.n_params, 9, 0.3);
+    small_model(&m, tokens, mask, labels, B);
     Activations *acts = activations_new(&small, B, KEEP_ALL);
     real *whole = filled(m.n_params, 1, 0), *halves = filled(m.n_params, 1, 0);
     Batch batch = {B, tokens, NULL, labels};
@@ -800,9 +803,7 @@ static void test_missing_label(void) {
     uint8_t mask[B * T];
     int labels[B];
     Model m;
-    random_batch(tokens, mask, labels, &small, B);
-    CHECK(!model_init(&m, small), "%s", error_text());
-    fill(m.params, m.n_params, 9, 0.3);
+    small_model(&m, tokens, mask, labels, B);
     labels[1] = -1;
     Activations *acts = activations_new(&small, B, KEEP_ALL);
     real *both = filled(m.n_params, 1, 0), *one = filled(m.n_params, 1, 0);
