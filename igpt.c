@@ -345,19 +345,19 @@ static real row_max(const real *x, int n) {
       disappears: a panel looks the same whichever way its matrix was stored.
 
    3. Blocking. KC steps of k at a time, so that a panel of B stays in the first-level cache while
-      it meets all panels of a block of A, MC rows, which stay in the second.
+      it meets all panels of a block of A, MC rows, which stay in the second with the block of B.
 
             C (M, N)                A (M, K)             B (K, N)
         +-------+-------+         +----+-----+         +--+--+--+--+
-     MC {       |       |      MC {####|     |      KC {  |##|  |  |    # what is packed at a time
+     MC {       |       |      MC {####|     |      KC {##|##|  |  |    # what is packed at a time
         +-------+-------+   +=    +----+-----+    *    +--+--+--+--+
         |       |       |         |    |     |         |  |  |  |  |
         +-------+-------+         +----+-----+         +--+--+--+--+
-            NC                      KC                    NR
+            NC                      KC                  NR  = a panel; NC columns a block
 
-   Threads take blocks of C, MC x NC or less, and share nothing on the way: packing a panel of B
-   again for each block costs little beside the MC multiply-adds that each of its numbers goes into,
-   and nobody waits. A block of k is summed from zero in registers and then added to C: the order of
+   Threads take blocks of C, MC x NC or less, and share nothing on the way: packing B again for each
+   block of rows costs little beside the MC multiply-adds that each of its numbers goes into, and
+   nobody waits. A block of k is summed from zero in registers and then added to C: the order of
    summation is fixed by KC alone. */
 
 /* The tile follows the register file: 32 registers of 64 bytes, 16 of 32, 32 or 16 of 16. */
@@ -370,12 +370,23 @@ enum { VEC_BYTES = 16, MR = 8, NV = 3 };
 #else
 enum { VEC_BYTES = 16, MR = 4, NV = 2 };
 #endif
-enum { VL = VEC_BYTES / sizeof(real), NR = NV * VL, KC = 256, MC = 24 * MR, NC = 16 * NR };
+enum {
+    VL = VEC_BYTES / sizeof(real),
+    NR = NV * VL,
+    KC = 256,
+    MC = 504 / MR * MR,
+    NC = 512 / NR * NR
+};
+
+/* From one panel to the next. Without the extra cache line the panels would start a multiple of
+   2 KB apart and drive each other out of the first-level cache while they are filled side by side. */
+enum { PANEL_A = KC * MR + 64 / sizeof(real), PANEL_B = KC * NR + 64 / sizeof(real) };
 
 typedef real vec __attribute__((vector_size(VEC_BYTES)));
 typedef real vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
 
-static _Thread_local _Alignas(64) real packed_a[MC * KC + VL], packed_b[NR * KC];
+static _Thread_local _Alignas(64) real packed_a[MC / MR * PANEL_A + VL];
+static _Thread_local _Alignas(64) real packed_b[NC / NR * PANEL_B];
 
 /* Copy one panel: out[k * width + i] = x[i * step + k * k_step] for i < used, 0 for the others.
    Where the panel's lanes lie far apart but its steps of k side by side, blocks of VL x VL numbers
@@ -424,11 +435,7 @@ static inline __attribute__((always_inline)) void pack(real *out, const int widt
 #endif
     for (; k < K; k++) {
         const real *from = x + (size_t)k * k_step;
-        if (step == 1 && used == width)
-            for (int i = 0; i < width; i++) out[k * width + i] = from[i];
-        else
-            for (int i = 0; i < width; i++)
-                out[k * width + i] = i < used ? from[(size_t)i * step] : 0;
+        for (int i = 0; i < width; i++) out[k * width + i] = i < used ? from[(size_t)i * step] : 0;
     }
 }
 
@@ -437,6 +444,9 @@ static inline __attribute__((always_inline)) void pack(real *out, const int widt
 static inline __attribute__((always_inline)) void
 tile(const int rows, int K, const real *a, const real *b, real *c, size_t c_row, int accumulate) {
     vec sum[MR][NV] = {{{0}}};
+    for (int i = 0; i < rows; i++) // C arrives while the sums are made
+        for (int j = 0; j < NR; j += 64 / (int)sizeof(real))
+            __builtin_prefetch(c + (size_t)i * c_row + j, 1);
     for (int k = 0; k < K; k++, a += MR, b += NR)
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < NV; j++) sum[i][j] += a[i] * ((const vec *)b)[j];
@@ -484,17 +494,22 @@ static void tile_at(int rows, int columns, int K, const real *a, const real *b, 
         }
 }
 
-/* All panels of a block of A. Where A lies transposed, a step of k is a run of memory that crosses
-   all panels: it is read in one go. */
-static void pack_rows(int M, int K, const real *a, size_t a_row, size_t a_col) {
-    int whole = a_row == 1 ? M / MR * MR : 0;
-    for (int k = 0; k < K && whole; k++)
-        for (int i = 0; i < whole; i += MR)
-            for (int r = 0; r < MR; r++)
-                packed_a[(size_t)i * K + (size_t)k * MR + r] = a[(size_t)k * a_col + i + r];
-    for (int i = whole; i < M; i += MR)
-        pack(packed_a + (size_t)i * K, MR, M - i < MR ? M - i : MR, K, a + (size_t)i * a_row, a_row,
-             a_col);
+/* All panels of a block of A or B, `panel` numbers from one to the next. Where a step of k is a run
+   of memory that crosses all panels, it is read in one go: memory delivers runs, not columns. */
+static inline __attribute__((always_inline)) void pack_block(real *out, const int width,
+                                                             const int panel, int n, int K,
+                                                             const real *x, size_t step,
+                                                             size_t k_step) {
+    int whole = step == 1 ? n / width : 0;
+    for (int k = 0; k < K && whole; k++) {
+        const real *from = x + (size_t)k * k_step;
+        real *to = out + k * width;
+        for (int p = 0; p < whole; p++, from += width, to += panel)
+            memcpy(to, from, (size_t)width * sizeof *to);
+    }
+    for (int p = whole; p * width < n; p++)
+        pack(out + p * panel, width, n - p * width < width ? n - p * width : width, K,
+             x + (size_t)(p * width) * step, step, k_step);
 }
 
 /* One block of C: at most MC x NC elements over all of K. */
@@ -503,15 +518,13 @@ static void multiply_block(int M, int N, int K, const real *a, size_t a_row, siz
                            int accumulate) {
     for (int k0 = 0; k0 < K; k0 += KC) {
         int k = K - k0 < KC ? K - k0 : KC;
-        pack_rows(M, k, a + (size_t)k0 * a_col, a_row, a_col);
-        for (int j = 0; j < N; j += NR) {
-            int columns = N - j < NR ? N - j : NR;
-            pack(packed_b, NR, columns, k, b + (size_t)j * b_col + (size_t)k0 * b_row, b_col,
-                 b_row);
+        pack_block(packed_a, MR, PANEL_A, M, k, a + (size_t)k0 * a_col, a_row, a_col);
+        pack_block(packed_b, NR, PANEL_B, N, k, b + (size_t)k0 * b_row, b_col, b_row);
+        for (int j = 0; j < N; j += NR)
             for (int i = 0; i < M; i += MR)
-                tile_at(M - i < MR ? M - i : MR, columns, k, packed_a + (size_t)i * k, packed_b,
+                tile_at(M - i < MR ? M - i : MR, N - j < NR ? N - j : NR, k,
+                        packed_a + i / MR * PANEL_A, packed_b + j / NR * PANEL_B,
                         c + (size_t)i * c_row + j, c_row, accumulate || k0);
-        }
     }
 }
 
