@@ -532,61 +532,98 @@ static void multiply_block(int M, int N, int K, const real *a, size_t a_row, siz
    where they lie, once, eight at a time, and added into sums that stay in the first-level cache.
    The order of summation is that of the tiles, so a picture does not depend on how many are drawn
    with it. */
-enum { THIN_M = 8, THIN_SUMS = 4096 };
+enum { THIN_M = 16, THIN_SUMS = 4096, THIN_ROWS = 8 };
+
+/* sums (M, width) += x (M, rows) b (rows, n); `rows` is a constant in each call. */
+static inline __attribute__((always_inline)) void thin_rows(const int rows, int M, int n,
+                                                            const real *x, const real *b,
+                                                            size_t b_row, real *sums, int width) {
+    int j = 0;
+    for (; j + VL <= n; j += VL) {
+        vec y[THIN_ROWS];
+        for (int k = 0; k < rows; k++) y[k] = *(const vec_anywhere *)(b + (size_t)k * b_row + j);
+        for (int i = 0; i < M; i++) {
+            vec_anywhere *sum = (vec_anywhere *)(sums + i * width + j);
+            vec s = *sum;
+            for (int k = 0; k < rows; k++) s += x[i * rows + k] * y[k];
+            *sum = s;
+        }
+    }
+    for (; j < n; j++)
+        for (int i = 0; i < M; i++)
+            for (int k = 0; k < rows; k++)
+                sums[i * width + j] += x[i * rows + k] * b[(size_t)k * b_row + j];
+}
 
 static void multiply_thin(int M, int N, int K, const real *a, size_t a_row, size_t a_col,
                           const real *b, size_t b_row, real *c, size_t c_row, int accumulate) {
-    int width = THIN_SUMS / M, threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-    int share = ((N + threads - 1) / threads + VL - 1) / VL * VL;
-    if (width > share) width = share;
-#pragma omp parallel for schedule(static) if (threads > 1 && (double)M * N * K > 1e5)
-    for (int j0 = 0; j0 < N; j0 += width) {
-        _Alignas(64) real sums[THIN_SUMS];
-        int n = N - j0 < width ? N - j0 : width;
+    _Alignas(64) real sums[THIN_SUMS], x[THIN_M * THIN_ROWS];
+    int width = THIN_SUMS / M / VL * VL;
+    for (int j0 = 0; j0 < N; j0 += width)
         for (int k0 = 0; k0 < K; k0 += KC) {
-            int k1 = K - k0 < KC ? K : k0 + KC, k = k0;
+            int n = N - j0 < width ? N - j0 : width, k1 = K - k0 < KC ? K : k0 + KC;
             memset(sums, 0, (size_t)M * (size_t)width * sizeof *sums);
-            for (; k + 8 <= k1; k += 8)
-                for (int i = 0; i < M; i++) {
-                    const real *x = a + (size_t)i * a_row + (size_t)k * a_col;
-                    const real *y = b + (size_t)k * b_row + j0;
-                    real *sum = sums + i * width;
-                    real x0 = x[0], x1 = x[a_col], x2 = x[2 * a_col], x3 = x[3 * a_col];
-                    real x4 = x[4 * a_col], x5 = x[5 * a_col], x6 = x[6 * a_col], x7 = x[7 * a_col];
-#pragma omp simd
-                    for (int j = 0; j < n; j++) {
-                        real s = sum[j] + x0 * y[j];
-                        s = s + x1 * y[j + b_row];
-                        s = s + x2 * y[j + 2 * b_row];
-                        s = s + x3 * y[j + 3 * b_row];
-                        s = s + x4 * y[j + 4 * b_row];
-                        s = s + x5 * y[j + 5 * b_row];
-                        s = s + x6 * y[j + 6 * b_row];
-                        sum[j] = s + x7 * y[j + 7 * b_row];
-                    }
-                }
-            for (; k < k1; k++)
-                for (int i = 0; i < M; i++) {
-                    real x = a[(size_t)i * a_row + (size_t)k * a_col], *sum = sums + i * width;
-                    const real *y = b + (size_t)k * b_row + j0;
-#pragma omp simd
-                    for (int j = 0; j < n; j++) sum[j] = sum[j] + x * y[j];
-                }
+            for (int k = k0, rows; k < k1; k += rows) {
+                rows = k1 - k < THIN_ROWS ? 1 : THIN_ROWS;
+                for (int i = 0; i < M; i++)
+                    for (int r = 0; r < rows; r++)
+                        x[i * rows + r] = a[(size_t)i * a_row + (size_t)(k + r) * a_col];
+                const real *y = b + (size_t)k * b_row + j0;
+                if (rows > 1) thin_rows(THIN_ROWS, M, n, x, y, b_row, sums, width);
+                else thin_rows(1, M, n, x, y, b_row, sums, width);
+            }
             for (int i = 0; i < M; i++) {
                 real *out = c + (size_t)i * c_row + j0, *sum = sums + i * width;
                 for (int j = 0; j < n; j++) out[j] = accumulate || k0 ? out[j] + sum[j] : sum[j];
             }
         }
+}
+
+/* The thin product on all threads. Best is to share out the blocks of k, each of which lies in one
+   run of memory, and to add up their products afterwards, in the order of one thread; where there
+   are not enough of them, the columns. */
+static void multiply_thin_shared(int M, int N, int K, const real *a, size_t a_row, size_t a_col,
+                                 const real *b, size_t b_row, real *c, size_t c_row, int accumulate,
+                                 int threads) {
+    int blocks = (K + KC - 1) / KC, share = ((N + threads - 1) / threads + VL - 1) / VL * VL;
+    real *parts = packed_b; // (blocks, M, N)
+    if (threads == 1) {
+        multiply_thin(M, N, K, a, a_row, a_col, b, b_row, c, c_row, accumulate);
+        return;
+    }
+    if (blocks < threads || (size_t)blocks * (size_t)M * (size_t)N > sizeof packed_b / sizeof *c) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (int j0 = 0; j0 < N; j0 += share)
+            multiply_thin(M, N - j0 < share ? N - j0 : share, K, a, a_row, a_col, b + j0, b_row,
+                          c + j0, c_row, accumulate);
+        return;
+    }
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int p = 0; p < blocks; p++)
+            multiply_thin(M, N, p < blocks - 1 ? KC : K - p * KC, a + (size_t)(p * KC) * a_col,
+                          a_row, a_col, b + (size_t)(p * KC) * b_row, b_row, parts + p * M * N,
+                          (size_t)N, 0);
+#pragma omp for schedule(static)
+        for (int j0 = 0; j0 < N; j0 += share)
+            for (int i = 0; i < M; i++)
+                for (int p = 0; p < blocks; p++)
+                    for (int j = j0; j < N && j < j0 + share; j++) {
+                        real *out = &c[(size_t)i * c_row + (size_t)j],
+                             part = parts[(p * M + i) * N + j];
+                        *out = accumulate || p ? *out + part : part;
+                    }
     }
 }
 
 void matmul(int M, int N, int K, const real *a, size_t a_row, size_t a_col, const real *b,
             size_t b_row, size_t b_col, real *c, size_t c_row, int accumulate) {
+    int threads = omp_in_parallel() || (double)M * N * K < 1e5 ? 1 : omp_get_max_threads();
     if (M <= THIN_M && b_col == 1) {
-        multiply_thin(M, N, K, a, a_row, a_col, b, b_row, c, c_row, accumulate);
+        multiply_thin_shared(M, N, K, a, a_row, a_col, b, b_row, c, c_row, accumulate, threads);
         return;
     }
-    int threads = omp_in_parallel() || (double)M * N * K < 1e5 ? 1 : omp_get_max_threads();
     /* As many blocks as the threads can share evenly: of rows, or of columns where rows are few. */
     int row_blocks = (M + MC - 1) / MC, column_blocks = (N + NC - 1) / NC;
     if (M >= threads * MC / 4) row_blocks = (row_blocks + threads - 1) / threads * threads;
@@ -3175,8 +3212,8 @@ struct Sampler {
     int B;
     RowDrawn *watch;
     void *context; // watch's
-    real *keys;    // (L, B, H, d / H, T): transposed, so that q K' streams through it
-    real *values;  // (L, B, H, T, d / H)
+    real *keys;    // (L, B, H, T, d / H): what a head looks back on is one run of memory
+    real *values;  // the same
     real *h, *n, *inv, *qkv, *att, *u, *logits;
     real *scores;       // (B, H, T)
     real *room;         // (2, K) for the draw
@@ -3217,25 +3254,31 @@ Sampler *sampler_new(const Config *c, int B) {
     return s;
 }
 
-/* Attention of one position to itself and those before it, for each image and head. */
+/* Attention of one position to itself and those before it, for each image and head: the keys and
+   the values of the past are read once, from front to back. */
 static void attend_cached(Sampler *s, const Config *c, int l, int t, int B) {
-    int T = c->n_px * c->n_px, d = c->n_embd, H = c->n_head, hs = d / H;
-    real scale = 1 / (real)sqrt(hs);
+    size_t T = dimension(c, DIM_T), d = (size_t)c->n_embd, H = (size_t)c->n_head, hs = d / H;
+    real scale = 1 / (real)sqrt((double)hs);
 #pragma omp parallel for schedule(static)
-    for (int task = 0; task < B * H; task++) {
-        int b = task / H, h = task % H;
-        size_t head = ((size_t)l * (size_t)(s->B * H) + (size_t)task) * (size_t)(T * hs);
-        real *keys = s->keys + head, *values = s->values + head;
-        real *p = s->scores + (size_t)task * (size_t)T; // (T)
-        const real *q = s->qkv + (size_t)b * 3 * (size_t)d + (size_t)h * (size_t)hs;
-        const real *k = q + d, *v = k + d;
-        real *out = s->att + (size_t)b * (size_t)d + (size_t)h * (size_t)hs, lse;
-        for (int i = 0; i < hs; i++) keys[(size_t)i * (size_t)T + (size_t)t] = k[i];
-        memcpy(values + (size_t)t * (size_t)hs, v, (size_t)hs * sizeof *v);
-        matmul(1, t + 1, hs, q, (size_t)hs, 1, keys, (size_t)T, 1, p, (size_t)T, 0);
+    for (int task = 0; task < B * c->n_head; task++) {
+        size_t b = (size_t)task / H, h = (size_t)task % H;
+        size_t head = ((size_t)l * (size_t)s->B * H + (size_t)task) * T * hs;
+        real *keys = s->keys + head, *values = s->values + head; // (T, hs)
+        real *p = s->scores + (size_t)task * T;                  // (T)
+        const real *q = s->qkv + b * 3 * d + h * hs;
+        real *out = s->att + b * d + h * hs, lse;
+        memcpy(keys + (size_t)t * hs, q + d, hs * sizeof *keys);
+        memcpy(values + (size_t)t * hs, q + 2 * d, hs * sizeof *values);
+        for (int j = 0; j <= t; j++) {
+            const real *k = keys + (size_t)j * hs;
+            real dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (size_t i = 0; i < hs; i++) dot += q[i] * k[i];
+            p[j] = dot;
+        }
         real inverse = 1 / softmax_row(p, t + 1, t + 1, scale, &lse);
-        matmul(1, hs, t + 1, p, (size_t)T, 1, values, (size_t)hs, 1, out, (size_t)hs, 0);
-        for (int i = 0; i < hs; i++) out[i] *= inverse;
+        matmul(1, (int)hs, t + 1, p, T, 1, values, hs, 1, out, hs, 0);
+        for (size_t i = 0; i < hs; i++) out[i] *= inverse;
     }
 }
 
@@ -3914,15 +3957,15 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
 typedef struct {
     const char *name; // of the command
     unsigned command; // its bit
-    const char *data, *model, *out, *preset, *init, *palette, *csv;
-    int seed, threads, quiet, objective;
+    const char *data, *model, *out, *init, *palette, *csv;
+    int seed, threads, quiet, preset, objective, pool;
     int n_layer, n_head, n_embd, n_px, n_vocab; // -1: the preset's
     int batch, micro_batch, steps, warmup, eval_every, save_every, resume, recompute;
     int from_scratch, labels_per_class, masks;
     double lr, mask_prob, gen_weight;
     int n, top_k, completions, rows, show, f16;
     double temperature;
-    const char *pool, *features;
+    const char *features;
     int concat;
     char **image;
 } Options;
@@ -3959,8 +4002,8 @@ typedef struct {
 static const Option option_table[] = {
     {"data", TEXT, AT(data), TRAIN | FINETUNE | PROBE | COMPLETE | EVAL | PALETTE, "data/emoji",
      "DIR", 0, 0, "the pictures"},
-    {"model", TEXT, AT(model), SAMPLE | COMPLETE | EVAL | INFO, "out", "DIR", 0, 0,
-     "a model directory"},
+    {"model", TEXT, AT(model), SAMPLE | COMPLETE | EVAL, "out", "DIR", 0, 0, "a model directory"},
+    {"model", TEXT, AT(model), INFO, "", "DIR", 0, 0, "a model directory instead of a preset"},
     {"model", TEXT, AT(model), FINETUNE | PROBE, "out", "DIR", 0, 0,
      "the pre-trained model's directory"},
     {"out", TEXT, AT(out), DRAWS | PROBE, "out", "DIR", 0, 0, "where to write"},
@@ -3970,8 +4013,8 @@ static const Option option_table[] = {
      "of all random numbers"},
     {"threads", WHOLE, AT(threads), ALL, "0", "N", 0, 1024, "to compute with; 0: all cores"},
     {"quiet", FLAG, AT(quiet), ALL, "", "", 0, 0, "no progress on stderr"},
-    {"preset", TEXT, AT(preset), TRAIN | INFO | BENCH | PALETTE, "tiny", "NAME", 0, 0,
-     "tiny, igpt-s, igpt-m, igpt-l or igpt-xl; sets what is not given of the rest"},
+    {"preset", CHOICE, AT(preset), TRAIN | INFO | BENCH | PALETTE, "tiny",
+     "tiny|igpt-s|igpt-m|igpt-l|igpt-xl", 0, 0, "sets what is not given of the rest"},
     {"n-layer", WHOLE, AT(n_layer), TRAIN | INFO | BENCH, "", "N", 1, 1024, "layers"},
     {"n-head", WHOLE, AT(n_head), TRAIN | INFO | BENCH, "", "N", 1, 1024, "attention heads"},
     {"n-embd", WHOLE, AT(n_embd), TRAIN | INFO | BENCH, "", "N", 1, 16384, "width of the network"},
@@ -4018,7 +4061,7 @@ static const Option option_table[] = {
     {"init", TEXT, AT(init), TRAIN, "", "DIR", 0, 0, "start from this model's weights and palette"},
     {"palette", TEXT, AT(palette), TRAIN | PALETTE, "", "FILE", 0, 0,
      "colours of this preprocessor_config.json or .npy file instead of k-means"},
-    {"pool", TEXT, AT(pool), PROBE, "mean", "mean|none", 0, 0,
+    {"pool", CHOICE, AT(pool), PROBE, "mean", "mean|none", 0, 0,
      "features of a picture: the mean over positions, or all positions side by side"},
     {"concat", WHOLE, AT(concat), PROBE, "1", "M", 1, 1025,
      "also join M neighbouring layers around the best one"},
@@ -4029,7 +4072,7 @@ static const Option option_table[] = {
     {"n", WHOLE, AT(n), SAMPLE, "40", "N", 1, 100000, "pictures"},
     {"n", WHOLE, AT(completions), COMPLETE, "5", "N", 1, 1000, "completions of each picture"},
     {"image", LIST, AT(image), COMPLETE, "", "FILE ...", 0, 0,
-     "complete these PPM or PGM files instead of test pictures, which --seed chooses"},
+     "complete these PPM or PGM files instead of eight test pictures"},
     {"rows", WHOLE, AT(rows), COMPLETE, "", "N", 0, 256, "rows that are given; default half"},
     {"temperature", NUMBER, AT(temperature), DRAWS, "0.85", "X", 0.01, 100,
      "above 1 wilder, below 1 tamer"},
@@ -4061,10 +4104,32 @@ typedef struct {
 
 static char given[N_OPTIONS]; // on the command line
 
-static int is_given(const char *name) {
+/* The option of this name if it is on the command line, or NULL. */
+static const Option *is_given(const char *name) {
     for (int i = 0; i < N_OPTIONS; i++)
-        if (given[i] && !strcmp(option_table[i].name, name)) return 1;
-    return 0;
+        if (given[i] && !strcmp(option_table[i].name, name)) return &option_table[i];
+    return NULL;
+}
+
+/* Word number k of "a|b|c"; NULL where there are fewer. */
+static const char *word_of(const char *words, int k) {
+    for (; k > 0 && words; k--) {
+        words = strchr(words, '|');
+        if (words) words++;
+    }
+    return words;
+}
+
+static const char *option_text(const Options *o, const Option *option, char text[32]) {
+    const char *at = (const char *)o + option->where;
+    if (option->type == TEXT) return *(const char *const *)(const void *)at;
+    int whole = option->type == NUMBER ? 0 : *(const int *)(const void *)at;
+    if (option->type == NUMBER) snprintf(text, 32, "%.17g", *(const double *)(const void *)at);
+    else if (option->type == CHOICE)
+        snprintf(text, 32, "%.*s", (int)strcspn(word_of(option->unit, whole), "|"),
+                 word_of(option->unit, whole));
+    else snprintf(text, 32, "%d", whole);
+    return text;
 }
 
 /* The console: notes, pictures and one moving progress line, all on stderr. */
@@ -4105,7 +4170,9 @@ static void progress(const char *format, ...) {
 
 static int takes_colour(void) {
     const char *is = getenv("COLORTERM");
-    return console.terminal && is && (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
+    const char *no = getenv("NO_COLOR"); // says no-color.org: set, and not empty
+    return console.terminal && !(no && *no) && is &&
+           (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
 }
 
 /* What is being drawn, for those who wait: how far it is, and the pictures that fit side by side,
@@ -4157,25 +4224,20 @@ static const char *clock_text(double seconds) {
     return text[turn];
 }
 
-/* Fill what was not given from the preset; returns -1 for a preset that is not there. */
-static int preset_apply(Options *o) {
-    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
-        if (strcmp(o->preset, presets[i].name)) continue;
-        const struct {
-            int *value, preset;
-        } fields[] = {{&o->n_layer, presets[i].n_layer}, {&o->n_embd, presets[i].n_embd},
-                      {&o->n_head, presets[i].n_head},   {&o->n_px, presets[i].n_px},
-                      {&o->n_vocab, presets[i].n_vocab}, {&o->batch, presets[i].batch},
-                      {&o->steps, presets[i].steps}};
-        for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
-            if (*fields[k].value < 0) *fields[k].value = fields[k].preset;
-        if (o->micro_batch < 0)
-            o->micro_batch = o->batch < presets[i].micro_batch ? o->batch : presets[i].micro_batch;
-        if (o->lr < 0) o->lr = presets[i].lr;
-        return 0;
-    }
-    return fail("there is no preset %s: tiny, igpt-s, igpt-m, igpt-l and igpt-xl are there",
-                o->preset);
+/* Fill what was not given from the preset. */
+static void preset_apply(Options *o) {
+    const struct {
+        int *value, preset;
+    } fields[] = {
+        {&o->n_layer, presets[o->preset].n_layer}, {&o->n_embd, presets[o->preset].n_embd},
+        {&o->n_head, presets[o->preset].n_head},   {&o->n_px, presets[o->preset].n_px},
+        {&o->n_vocab, presets[o->preset].n_vocab}, {&o->batch, presets[o->preset].batch},
+        {&o->steps, presets[o->preset].steps}};
+    int most = presets[o->preset].micro_batch;
+    for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
+        if (*fields[k].value < 0) *fields[k].value = fields[k].preset;
+    if (o->micro_batch < 0) o->micro_batch = o->batch < most ? o->batch : most;
+    if (o->lr < 0) o->lr = presets[o->preset].lr;
 }
 
 /* A folder to write to, made where it is missing; found out now rather than after the work. */
@@ -4202,9 +4264,13 @@ static int options_follow(Options *o, const Config *c, const char *dir) {
                  {"n-embd", &o->n_embd, c->n_embd},    {"n-head", &o->n_head, c->n_head},
                  {"n-layer", &o->n_layer, c->n_layer}, {"objective", &o->objective, c->objective}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        if (is_given(sizes[i].name) && *sizes[i].option != sizes[i].value)
-            return fail("the model in %s has another --%s", dir, sizes[i].name);
+        const Option *option = is_given(sizes[i].name);
+        char text[32];
+        int wanted = *sizes[i].option;
         *sizes[i].option = sizes[i].value;
+        if (option && wanted != sizes[i].value)
+            return fail("the model in %s has --%s %s", dir, option->name,
+                        option_text(o, option, text));
     }
     return 0;
 }
@@ -4264,23 +4330,24 @@ static int evaluate(Scores *scores, const Model *m, Activations *acts, const Ima
     return ready ? 0 : -1;
 }
 
-/* The accuracy of whoever always names the commonest class. */
-static double majority_share(const Images *set, int n_class) {
-    int most = 0;
-    for (int c = 0; c < n_class; c++) {
-        int n = 0;
-        for (int i = 0; i < set->n; i++) n += set->labels[i] == c;
-        if (n > most) most = n;
+/* The test accuracy of whoever always names the commonest class of the training pictures. */
+static double majority_accuracy(const Dataset *data) {
+    int best = 0, most = -1, hits = 0;
+    for (int k = 0; k < data->n_class; k++) {
+        int count = 0;
+        for (int i = 0; i < data->train.n; i++) count += data->train.labels[i] == k;
+        if (count > most) best = k, most = count;
     }
-    return (double)most / set->n;
+    for (int i = 0; i < data->test.n; i++) hits += data->test.labels[i] == best;
+    return (double)hits / data->test.n;
 }
 
-static void print_scores(const Scores *s, const Images *test, const Config *c) {
+static void print_scores(const Scores *s, const Dataset *data, const Config *c) {
     printf("nats_per_pixel %.5f\nbits_per_dim %.5f\nunigram_nats %.5f\n", s->gen, s->gen / log(2),
-           unigram_nats(test, c->n_vocab));
+           unigram_nats(&data->test, c->n_vocab));
     if (isfinite(s->clf))
         printf("class_nats %.5f\naccuracy %.4f\nmajority_accuracy %.4f\n", s->clf, s->accuracy,
-               majority_share(test, c->n_class));
+               majority_accuracy(data));
 }
 
 /* Whether the model's class head is for the data's classes. */
@@ -4292,7 +4359,7 @@ static int classes_agree(const Model *m, const Dataset *data) {
 }
 
 enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, LOG_ROWS = 200 };
-enum { PROCESS_BYTES = 4000000 };
+enum { PROCESS_BYTES = 4000000, PALETTE_BYTES = 4 << 24 }; // the latter: a count of each colour
 
 /* Whether a run draws pictures on the way. */
 static int draws_samples(const Options *o) {
@@ -4314,18 +4381,23 @@ static int sample_batch(const Config *c) {
     return sampler_images(c, SAMPLE_BATCH, 4e9);
 }
 
-/* The peak memory of training and of sampling, pictures aside: the process itself, parameters (for
-   training also gradients and two moments, for fine-tuning the best so far), activations, the
-   sampler's cache. */
+/* The peak memory of training and of sampling, pictures aside: the process itself and each thread's
+   panels, parameters (for training also gradients and two moments, for fine-tuning the best so
+   far), activations, the sampler's cache. A small model needs less than its palette did before. */
+static double process_bytes(void) {
+    return PROCESS_BYTES + threads_get() * (double)(sizeof packed_a + sizeof packed_b);
+}
+
 static double train_bytes(const Options *o, const Config *c, size_t n_params) {
-    double copies = o->command == FINETUNE ? 5 : 4;
-    return PROCESS_BYTES + copies * (double)n_params * sizeof(real) +
-           (double)activations_bytes(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL) +
-           (draws_samples(o) ? (double)sampler_bytes(c, train_samples(c)) : 0);
+    double copies = o->command == FINETUNE ? 5 : 4, model = copies * (double)n_params;
+    model = model * sizeof(real) +
+            (double)activations_bytes(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL) +
+            (draws_samples(o) ? (double)sampler_bytes(c, train_samples(c)) : 0);
+    return process_bytes() + (model > PALETTE_BYTES ? model : PALETTE_BYTES);
 }
 
 static double sample_bytes(const Config *c, size_t n_params) {
-    return PROCESS_BYTES + (double)n_params * sizeof(real) +
+    return process_bytes() + (double)n_params * sizeof(real) +
            (double)sampler_bytes(c, sample_batch(c));
 }
 
@@ -4433,27 +4505,6 @@ static Losses train_step(Run *r) {
 
 /* The training state: what --resume needs, bit for bit. Options are kept as text. */
 
-/* Word number k of "a|b|c"; NULL where there are fewer. */
-static const char *word_of(const char *words, int k) {
-    for (; k > 0 && words; k--) {
-        words = strchr(words, '|');
-        if (words) words++;
-    }
-    return words;
-}
-
-static const char *option_text(const Options *o, const Option *option, char text[32]) {
-    const char *at = (const char *)o + option->where;
-    if (option->type == TEXT) return *(const char *const *)(const void *)at;
-    int whole = option->type == NUMBER ? 0 : *(const int *)(const void *)at;
-    if (option->type == NUMBER) snprintf(text, 32, "%.17g", *(const double *)(const void *)at);
-    else if (option->type == CHOICE)
-        snprintf(text, 32, "%.*s", (int)strcspn(word_of(option->unit, whole), "|"),
-                 word_of(option->unit, whole));
-    else snprintf(text, 32, "%d", whole);
-    return text;
-}
-
 /* Options that a resumed run takes over: the command's, but for where and how it runs. */
 static int is_kept(const Option *option, const Options *o) {
     static const char *const own[] = {"model",  "out",  "threads", "quiet",
@@ -4498,6 +4549,8 @@ static int state_save(const Run *r, const char *path) {
 static int option_set(Options *options, const Option *option, const char *value) {
     char *at = (char *)options + option->where, *end;
     if (option->type == TEXT) {
+        if (!*value) return fail("--%s needs a value that is not empty", option->name);
+        if (strlen(value) > PATH_SIZE / 2) return fail("--%s: the path is too long", option->name);
         *(const char **)(void *)at = value;
         return 0;
     }
@@ -4868,7 +4921,7 @@ static int run_print(const Run *r) {
     if (r->best)
         printf("train_class_nats %.5f\nbest_step %d\nvalidation_accuracy %.4f\n",
                end->score[TRAIN_CLF], r->best_step, r->best_accuracy);
-    print_scores(&s, &r->data.test, &m.config);
+    print_scores(&s, &r->data, &m.config);
     printf("peak_memory_mb %.0f\n", peak_memory() / 1e6);
     return 0;
 }
@@ -4885,11 +4938,11 @@ static int command_train(Options *o) { // and finetune
         bad = safetensors_open(&state, file_in(o->out, "train_state.safetensors")) ||
               options_resume(o, &state);
     if (!bad && o->command == TRAIN) {
-        bad = preset_apply(o);
+        preset_apply(o);
         Config config = config_of(o);
-        bad = bad || config_check(&config);
+        bad = config_check(&config);
     }
-    bad = bad || folder_check(o->out) || run_open(&run, o, &state);
+    bad = bad || run_open(&run, o, &state) || folder_check(o->out);
     if (!bad) {
         note("model: %d layers, d %d, %d heads, %d colours: %.2f million parameters, %.0f MB",
              o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
@@ -4952,7 +5005,7 @@ static int command_eval(Options *o) {
               evaluate(&scores, &m, acts, &data.test, B, classes, o->masks, o->mask_prob);
     if (!bad) {
         printf("images %d\n", data.test.n);
-        print_scores(&scores, &data.test, &m.config);
+        print_scores(&scores, &data, &m.config);
     }
     free(acts);
     dataset_free(&data);
@@ -4977,7 +5030,7 @@ static double forward_flops(const Model *m) {
 static int command_info(Options *o) {
     Model m;
     Config c;
-    if (is_given("model")) {
+    if (o->model) {
         const char *path = file_in(o->model, "config.json");
         Json *json = json_read(path);
         int bad = !json || config_load(&c, json, path);
@@ -4985,7 +5038,7 @@ static int command_info(Options *o) {
         if (bad) return -1;
         if (options_follow(o, &c, o->model)) return -1;
     }
-    if (preset_apply(o)) return -1;
+    preset_apply(o);
     c = config_of(o);
     if (model_list(&m, c)) return -1;
     double forward = forward_flops(&m);
@@ -5019,14 +5072,16 @@ static double palette_error(const Images *set, const uint16_t *tokens, const rea
 static int command_palette(Options *o) {
     enum { SHOWN = 16 };
     Dataset data;
-    if (preset_apply(o) || folder_check(o->out) || dataset_read(&data, o->data, o->n_px)) return -1;
+    preset_apply(o);
+    if (dataset_read(&data, o->data, o->n_px)) return -1;
     const Images *test = &data.test;
     Config c = {.n_px = o->n_px};
     real *palette = palette_make(o, &data.train, &c.n_vocab);
     size_t n = (size_t)test->n * (size_t)test->px * (size_t)test->px;
     uint16_t *tokens = zalloc(n, sizeof *tokens);
     Model m = {.config = c, .palette = palette};
-    int bad = !palette || !tokens || palette_index(tokens, test->rgb, n, palette, c.n_vocab) ||
+    int bad = !palette || !tokens || folder_check(o->out) ||
+              palette_index(tokens, test->rgb, n, palette, c.n_vocab) ||
               palette_save(&m, file_in(o->out, "preprocessor_config.json")) ||
               palette_sheet_write(file_in(o->out, "palette.png"), palette, c.n_vocab, test->rgb,
                                   tokens, test->n < SHOWN ? test->n : SHOWN, test->px);
@@ -5048,7 +5103,7 @@ static int list_length(char *const *list) {
 }
 
 /* The pictures to complete, as tokens (n, T) for the caller to free: those of --image; or test
-   pictures, evenly spread. */
+   pictures, evenly spread from the one that the seed counts to. */
 static uint16_t *originals_read(const Options *o, const Model *m, int *n) {
     enum { TEST_PICTURES = 8 };
     int px = m->config.n_px, bad = 0;
@@ -5171,8 +5226,6 @@ static void keep_labelled(Images *set) {
 
 static int probe_open(ProbeRun *p) {
     const Options *o = p->o;
-    if (strcmp(o->pool, "mean") && strcmp(o->pool, "none"))
-        return fail("--pool is mean or none, not %s", o->pool);
     if (model_load(&p->model, o->model)) return -1;
     const Config *c = &p->model.config;
     if (o->concat > c->n_layer + 1)
@@ -5186,7 +5239,7 @@ static int probe_open(ProbeRun *p) {
     keep_labelled(test);
     p->n = train->n + test->n;
     p->draws = o->labels_per_class ? PROBE_DRAWS : 1;
-    p->pool = strcmp(o->pool, "none") ? POOL_MEAN : POOL_NONE;
+    p->pool = o->pool ? POOL_NONE : POOL_MEAN;
     p->width = feature_width(c, p->pool);
     p->labels = zalloc((size_t)p->n, sizeof *p->labels);
     p->part = zalloc((size_t)p->draws, (size_t)p->n);
@@ -5340,18 +5393,6 @@ static int probe_csv(const ProbeRun *p, const char *path) {
     return file_finish(f, path);
 }
 
-/* The test accuracy, in percent, of always answering the commonest training class. */
-static double majority_accuracy(const Dataset *data) {
-    int best = 0, most = -1, hits = 0;
-    for (int k = 0; k < data->n_class; k++) {
-        int count = 0;
-        for (int i = 0; i < data->train.n; i++) count += data->train.labels[i] == k;
-        if (count > most) best = k, most = count;
-    }
-    for (int i = 0; i < data->test.n; i++) hits += data->test.labels[i] == best;
-    return 100.0 * hits / data->test.n;
-}
-
 static int probe_chart(const ProbeRun *p, int best, const char *path) {
     int L = p->model.config.n_layer;
     size_t n = (size_t)L + 1;
@@ -5363,7 +5404,7 @@ static int probe_chart(const ProbeRun *p, int best, const char *path) {
         test[l] = p->rows[l].mean[PART_TEST];
     }
     const double ends[] = {0, L}, chance = 100.0 / p->data.n_class;
-    const double pixels = p->rows[n].mean[PART_TEST], majority = majority_accuracy(&p->data);
+    const double pixels = p->rows[n].mean[PART_TEST], majority = 100 * majority_accuracy(&p->data);
     char title[96], best_name[64];
     snprintf(title, sizeof title, "Linear probe");
     if (p->o->labels_per_class)
@@ -5386,7 +5427,7 @@ static int probe_chart(const ProbeRun *p, int best, const char *path) {
 
 static void probe_print(const ProbeRun *p, int best) {
     static const char *const parts[] = {"train", "validation", "test"};
-    printf("%-8s %8s", "features", "l2");
+    printf("accuracy in percent\n%-8s %8s", "features", "l2");
     for (int k = PART_TRAIN; k <= PART_TEST; k++) printf(" %*s", p->draws > 1 ? 17 : 10, parts[k]);
     putchar('\n');
     for (const ProbeRow *row = p->rows; row < p->rows + p->n_rows; row++) {
@@ -5397,18 +5438,18 @@ static void probe_print(const ProbeRun *p, int best) {
         }
         putchar('\n');
     }
-    printf("best_layer %d\nvalidation_accuracy %.2f\ntest_accuracy %.2f\n", best,
-           p->rows[best].mean[PART_VALIDATION], p->rows[best].mean[PART_TEST]);
+    printf("best_layer %d\nvalidation_accuracy %.4f\ntest_accuracy %.4f\n", best,
+           p->rows[best].mean[PART_VALIDATION] / 100, p->rows[best].mean[PART_TEST] / 100);
     if (p->o->concat > 1)
-        printf("joined_test_accuracy %.2f\n", p->rows[p->n_rows - 1].mean[PART_TEST]);
-    printf("pixels_test_accuracy %.2f\nmajority_accuracy %.2f\nchance_accuracy %.2f\n",
-           p->rows[p->model.config.n_layer + 1].mean[PART_TEST], majority_accuracy(&p->data),
-           100.0 / p->data.n_class);
+        printf("joined_test_accuracy %.4f\n", p->rows[p->n_rows - 1].mean[PART_TEST] / 100);
+    printf("pixels_test_accuracy %.4f\nmajority_accuracy %.4f\nchance_accuracy %.4f\n",
+           p->rows[p->model.config.n_layer + 1].mean[PART_TEST] / 100, majority_accuracy(&p->data),
+           1.0 / p->data.n_class);
 }
 
 static int command_probe(Options *o) {
     ProbeRun run = {.o = o};
-    int best = -1, bad = folder_check(o->out) || probe_open(&run) || probe_pixels(&run);
+    int best = -1, bad = probe_open(&run) || folder_check(o->out) || probe_pixels(&run);
     const Config *c = &run.model.config;
     if (!bad) {
         run.n_rows = c->n_layer + 2;
@@ -5659,7 +5700,8 @@ static int bench_palette(Bench *b) {
     }
     free(palette);
     free(rgb);
-    return found == K ? 0 : -1;
+    if (found >= 0 && found != K) return fail("bench: %d colours instead of %d", found, K);
+    return found < 0 ? -1 : 0;
 }
 
 static int bench_csv(const Bench *b, const char *path) {
@@ -5676,7 +5718,10 @@ static int bench_csv(const Bench *b, const char *path) {
 
 static int command_bench(Options *o) {
     Bench b = {.n = 0};
-    if (preset_apply(o)) return -1;
+    preset_apply(o);
+    Config own = config_of(o),
+           small = {.n_px = 32, .n_vocab = 512, .n_embd = 512, .n_head = 8, .n_layer = 4};
+    if (config_check(&own)) return -1;
     double sums[1024], flops = 2.0 * PEAK_SUMS * VL * PEAK_STEPS * threads_get();
     Stream stream = {.n = (size_t)1 << 27};
     stream.x = zalloc(stream.n, sizeof *stream.x);
@@ -5686,12 +5731,11 @@ static int command_bench(Options *o) {
         &b, "memory read", (double)stream.n * sizeof(real) / 1e9 / bench_time(stream_run, &stream),
         "GB/s", 0);
     free(stream.x);
-    Config own = config_of(o),
-           small = {.n_px = 32, .n_vocab = 512, .n_embd = 512, .n_head = 8, .n_layer = 4};
+    const char *name = presets[o->preset].name;
     int bad = bench_products(&b, "igpt-s", &small, 2, peak) ||
-              bench_products(&b, o->preset, &own, o->micro_batch, peak) ||
+              bench_products(&b, name, &own, o->micro_batch, peak) ||
               bench_step(&b, "igpt-s width", &small, 2, peak) ||
-              bench_step(&b, o->preset, &own, o->micro_batch, peak);
+              bench_step(&b, name, &own, o->micro_batch, peak);
     small.n_layer = 24;
     bad = bad || bench_sampling(&b, &small, bandwidth, peak) || bench_palette(&b);
     return bad || (o->csv && bench_csv(&b, o->csv)) ? -1 : 0;
@@ -5746,7 +5790,8 @@ static void help_command(const Command *command) {
         if (!(o->commands & command->bit)) continue;
         char left[48];
         snprintf(left, sizeof left, "--%s %s", o->name, o->unit);
-        printf("  %-20s %s", left, o->help);
+        printf(strlen(left) > 20 ? "  %s\n%23s" : "  %-20s%1s", left, "");
+        fputs(o->help, stdout);
         if (*o->initial) printf(" (%s)", o->initial);
         putchar('\n');
     }
@@ -5827,7 +5872,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     console.quiet = o.quiet;
-    console.terminal = isatty(2) && !getenv("NO_COLOR");
+    console.terminal = isatty(2);
     console.show = o.show < 0 ? !o.quiet && takes_colour() : o.show;
     threads_set(o.threads);
     int bad = command->run(&o);
