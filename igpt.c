@@ -5656,13 +5656,15 @@ static void positions_run(void *context) {
         sampler_step(&s->model, s->sampler, t, s->tokens, s->B);
 }
 
-/* Sampling at the size of igpt-s. One image: limited by reading all weights once a position. */
+/* Sampling at the size of igpt-s. One image: limited by reading, once a position, all weights of
+   the products and the keys and values of half a picture. */
 static int bench_sampling(Bench *b, const Config *c, double bandwidth, double peak) {
     Step s = {.t = c->n_px * c->n_px / 2};
     if (model_init(&s.model, *c)) return -1;
     model_randomise(&s.model, 1);
     s.tokens = zalloc(32, sizeof *s.tokens);
-    int ready = s.tokens != NULL;
+    int ready = s.tokens != NULL, embeddings = c->n_px * c->n_px + c->n_vocab + 1;
+    double read = (double)s.model.n_params + (2.0 * c->n_layer * s.t - embeddings) * c->n_embd;
     for (int B = 1; B <= 32 && ready; B = B == 1 ? 16 : 2 * B) {
         char name[48];
         s.B = B;
@@ -5671,9 +5673,7 @@ static int bench_sampling(Bench *b, const Config *c, double bandwidth, double pe
         if (!ready) break;
         double seconds = bench_time(positions_run, &s) / BENCH_POSITIONS;
         snprintf(name, sizeof name, "igpt-s sampling, %d at a time", B);
-        if (B == 1)
-            bench_add(b, name, (double)s.model.n_params * sizeof(real) / 1e9 / seconds, "GB/s",
-                      bandwidth);
+        if (B == 1) bench_add(b, name, read * sizeof(real) / 1e9 / seconds, "GB/s", bandwidth);
         else
             bench_add(b, name, forward_flops(&s.model) / 1e9 / (c->n_px * c->n_px) * B / seconds,
                       "GFLOP/s", peak);
