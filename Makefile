@@ -7,8 +7,8 @@
 #   make fuzz       strange files for every reader, FUZZ_SECONDS=1200; needs clang
 #   make clean
 #
-# make ARCH= builds for any machine of this kind instead of this one; make OPENMP=-Wno-unknown-pragmas
-# without threads.
+# make ARCH= builds for any machine of this kind instead of this one; make OPENMP=-fopenmp-simd without
+# threads.
 
 CC ?= cc
 ARCH ?= -march=native
@@ -18,7 +18,7 @@ WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes
 # Does the compiler know this flag, and link with it?
 try = $(shell echo 'int main(void){return 0;}' | $(CC) $(1) -x c - -o /dev/null 2>/dev/null && echo $(1))
 
-OPENMP := $(or $(call try,-fopenmp),-Wno-unknown-pragmas)
+OPENMP := $(or $(call try,-fopenmp),$(call try,-fopenmp-simd),-Wno-unknown-pragmas)
 # Vectors as wide as the machine has (compilers shy away from 64 bytes of their own accord).
 WIDE := $(call try,-mprefer-vector-width=512)
 # sqrt need not set errno, and ?: may be computed without a branch: both leave every result as it is.

@@ -344,8 +344,9 @@ static real row_max(const real *x, int n) {
       columns of B) that lie in memory just as they will be read. This is also where transposition
       disappears: a panel looks the same whichever way its matrix was stored.
 
-   3. Blocking. KC steps of k at a time, so that a panel of B stays in the first-level cache while
-      it meets all panels of a block of A, MC rows, which stay in the second with the block of B.
+   3. Blocking. KC steps of k at a time, so that a panel of B comes from the nearest cache while it
+      meets all panels of a block of A, MC rows. Both blocks, MC x KC and KC x NC, are about half a
+      megabyte each: what a second-level cache holds.
 
             C (M, N)                A (M, K)             B (K, N)
         +-------+-------+         +----+-----+         +--+--+--+--+
@@ -379,13 +380,13 @@ enum {
 };
 
 /* From one panel to the next. Without the extra cache line the panels would start a multiple of
-   2 KB apart and drive each other out of the first-level cache while they are filled side by side. */
+   2 KB apart and drive each other out of the first-level cache while they are filled. */
 enum { PANEL_A = KC * MR + 64 / sizeof(real), PANEL_B = KC * NR + 64 / sizeof(real) };
 
 typedef real vec __attribute__((vector_size(VEC_BYTES)));
 typedef real vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
 
-static _Thread_local _Alignas(64) real packed_a[MC / MR * PANEL_A + VL];
+static _Thread_local _Alignas(64) real packed_a[MC / MR * PANEL_A];
 static _Thread_local _Alignas(64) real packed_b[NC / NR * PANEL_B];
 
 /* Copy one panel: out[k * width + i] = x[i * step + k * k_step] for i < used, 0 for the others.
@@ -420,7 +421,8 @@ static void pack_transposed(real *out, int width, int used, const real *x, size_
             }
             for (int i = 0; i < VL; i++) from[i] = to[i];
         }
-        /* Where width is below VL, the panel's next row overwrites the surplus lanes. */
+        /* Where width is no multiple of VL, the panel's next row overwrites the surplus lanes; its
+           last row has the gap between panels for them. */
         for (int k = 0; k < VL; k++) *(vec_anywhere *)(out + k * width + i0) = from[k];
     }
 }
@@ -549,10 +551,10 @@ static inline __attribute__((always_inline)) void thin_rows(const int rows, int 
             *sum = s;
         }
     }
-    for (; j < n; j++)
-        for (int i = 0; i < M; i++)
-            for (int k = 0; k < rows; k++)
-                sums[i * width + j] += x[i * rows + k] * b[(size_t)k * b_row + j];
+    for (int i = 0; i < M; i++) // columns innermost: a sum over k could be reordered
+        for (int k = 0; k < rows; k++)
+            for (int r = j; r < n; r++)
+                sums[i * width + r] += x[i * rows + k] * b[(size_t)k * b_row + r];
 }
 
 static void multiply_thin(int M, int N, int K, const real *a, size_t a_row, size_t a_col,
@@ -562,7 +564,7 @@ static void multiply_thin(int M, int N, int K, const real *a, size_t a_row, size
     for (int j0 = 0; j0 < N; j0 += width)
         for (int k0 = 0; k0 < K; k0 += KC) {
             int n = N - j0 < width ? N - j0 : width, k1 = K - k0 < KC ? K : k0 + KC;
-            memset(sums, 0, (size_t)M * (size_t)width * sizeof *sums);
+            for (int i = 0; i < M; i++) memset(sums + i * width, 0, (size_t)n * sizeof *sums);
             for (int k = k0, rows; k < k1; k += rows) {
                 rows = k1 - k < THIN_ROWS ? 1 : THIN_ROWS;
                 for (int i = 0; i < M; i++)
@@ -580,8 +582,8 @@ static void multiply_thin(int M, int N, int K, const real *a, size_t a_row, size
 }
 
 /* The thin product on all threads. Best is to share out the blocks of k, each of which lies in one
-   run of memory, and to add up their products afterwards, in the order of one thread; where there
-   are not enough of them, the columns. */
+   run of memory, and to add up their products afterwards, in the order of one thread; where they
+   leave threads idle, the columns. */
 static void multiply_thin_shared(int M, int N, int K, const real *a, size_t a_row, size_t a_col,
                                  const real *b, size_t b_row, real *c, size_t c_row, int accumulate,
                                  int threads) {
@@ -591,7 +593,8 @@ static void multiply_thin_shared(int M, int N, int K, const real *a, size_t a_ro
         multiply_thin(M, N, K, a, a_row, a_col, b, b_row, c, c_row, accumulate);
         return;
     }
-    if (blocks < threads || (size_t)blocks * (size_t)M * (size_t)N > sizeof packed_b / sizeof *c) {
+    int uneven = blocks % threads && blocks < 4 * threads;
+    if (uneven || (size_t)blocks * (size_t)M * (size_t)N > sizeof packed_b / sizeof *c) {
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (int j0 = 0; j0 < N; j0 += share)
             multiply_thin(M, N - j0 < share ? N - j0 : share, K, a, a_row, a_col, b + j0, b_row,
@@ -4089,6 +4092,7 @@ static const struct {
     int n_layer, n_embd, n_head, n_px, n_vocab, batch, micro_batch, steps;
     double lr;
 } presets[] = {
+    // in the order of --preset's words
     {"tiny", 4, 128, 4, 16, 64, 16, 16, 1500, 0.004},
     {"igpt-s", 24, 512, 8, 32, 512, 128, 4, 1000000, 0.003},
     {"igpt-m", 36, 1024, 8, 32, 512, 128, 2, 1000000, 0.003},
@@ -4342,12 +4346,12 @@ static double majority_accuracy(const Dataset *data) {
     return (double)hits / data->test.n;
 }
 
-static void print_scores(const Scores *s, const Dataset *data, const Config *c) {
+static void print_scores(const Scores *s, const Images *test, double majority, const Config *c) {
     printf("nats_per_pixel %.5f\nbits_per_dim %.5f\nunigram_nats %.5f\n", s->gen, s->gen / log(2),
-           unigram_nats(&data->test, c->n_vocab));
+           unigram_nats(test, c->n_vocab));
     if (isfinite(s->clf))
         printf("class_nats %.5f\naccuracy %.4f\nmajority_accuracy %.4f\n", s->clf, s->accuracy,
-               majority_accuracy(data));
+               majority);
 }
 
 /* Whether the model's class head is for the data's classes. */
@@ -4393,7 +4397,8 @@ static double train_bytes(const Options *o, const Config *c, size_t n_params) {
     model = model * sizeof(real) +
             (double)activations_bytes(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL) +
             (draws_samples(o) ? (double)sampler_bytes(c, train_samples(c)) : 0);
-    return process_bytes() + (model > PALETTE_BYTES ? model : PALETTE_BYTES);
+    int counts = o->command != FINETUNE && !o->init && !o->resume && !o->palette && !o->model;
+    return process_bytes() + (counts && model < PALETTE_BYTES ? PALETTE_BYTES : model);
 }
 
 static double sample_bytes(const Config *c, size_t n_params) {
@@ -4418,11 +4423,11 @@ typedef struct {
     Images validation;  // of fine-tuning, split off data.train
     const Images *held; // what is evaluated on the way: validation or data.test
     Activations *acts;
-    Sampler *sampler; // NULL: no pictures are drawn
-    double gen_weight, clf_weight;
-    real *grads, *first, *second; // gradient and Adam's moments, laid out as params
-    real *best;                   // the best weights so far; NULL in pre-training
-    double best_accuracy;         // of them; -1: none yet
+    Sampler *sampler;                        // NULL: no pictures are drawn
+    double gen_weight, clf_weight, majority; // the last: accuracy of naming the commonest class
+    real *grads, *first, *second;            // gradient and Adam's moments, laid out as params
+    real *best;                              // the best weights so far; NULL in pre-training
+    double best_accuracy;                    // of them; -1: none yet
     int best_step;
     uint16_t *tokens;  // (micro_batch + 1, T); the last: room for augmentation
     uint8_t *mask;     // (micro_batch, T)
@@ -4751,7 +4756,7 @@ static int run_load(Run *r, Options *o, Safetensors *state) {
     if (dataset_read(&r->data, o->data, o->n_px)) return -1;
     note("%s: %d training and %d test pictures, %d classes, at %d x %d", o->data, r->data.train.n,
          r->data.test.n, r->data.n_class, o->n_px, o->n_px);
-    if (!from && run_new_model(r, o)) return -1;
+    if (folder_check(o->out) || (!from && run_new_model(r, o))) return -1;
     if (fine && run_head(r)) return -1;
     const Model *m = &r->model;
     int K = m->config.n_vocab;
@@ -4761,6 +4766,7 @@ static int run_load(Run *r, Options *o, Safetensors *state) {
         return -1;
     r->held = fine ? &r->validation : &r->data.test;
     if (!fine) return 0;
+    r->majority = majority_accuracy(&r->data);
     if (images_split(&r->data.train, &r->validation, r->data.n_class, o->labels_per_class,
                      (uint64_t)o->seed))
         return fail("%s: %s", o->data, error_text());
@@ -4921,7 +4927,7 @@ static int run_print(const Run *r) {
     if (r->best)
         printf("train_class_nats %.5f\nbest_step %d\nvalidation_accuracy %.4f\n",
                end->score[TRAIN_CLF], r->best_step, r->best_accuracy);
-    print_scores(&s, &r->data, &m.config);
+    print_scores(&s, &r->data.test, r->majority, &m.config);
     printf("peak_memory_mb %.0f\n", peak_memory() / 1e6);
     return 0;
 }
@@ -4942,7 +4948,7 @@ static int command_train(Options *o) { // and finetune
         Config config = config_of(o);
         bad = config_check(&config);
     }
-    bad = bad || run_open(&run, o, &state) || folder_check(o->out);
+    bad = bad || run_open(&run, o, &state);
     if (!bad) {
         note("model: %d layers, d %d, %d heads, %d colours: %.2f million parameters, %.0f MB",
              o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
@@ -5005,7 +5011,7 @@ static int command_eval(Options *o) {
               evaluate(&scores, &m, acts, &data.test, B, classes, o->masks, o->mask_prob);
     if (!bad) {
         printf("images %d\n", data.test.n);
-        print_scores(&scores, &data, &m.config);
+        print_scores(&scores, &data.test, majority_accuracy(&data), &m.config);
     }
     free(acts);
     dataset_free(&data);
@@ -5076,12 +5082,11 @@ static int command_palette(Options *o) {
     if (dataset_read(&data, o->data, o->n_px)) return -1;
     const Images *test = &data.test;
     Config c = {.n_px = o->n_px};
-    real *palette = palette_make(o, &data.train, &c.n_vocab);
+    real *palette = folder_check(o->out) ? NULL : palette_make(o, &data.train, &c.n_vocab);
     size_t n = (size_t)test->n * (size_t)test->px * (size_t)test->px;
     uint16_t *tokens = zalloc(n, sizeof *tokens);
     Model m = {.config = c, .palette = palette};
-    int bad = !palette || !tokens || folder_check(o->out) ||
-              palette_index(tokens, test->rgb, n, palette, c.n_vocab) ||
+    int bad = !palette || !tokens || palette_index(tokens, test->rgb, n, palette, c.n_vocab) ||
               palette_save(&m, file_in(o->out, "preprocessor_config.json")) ||
               palette_sheet_write(file_in(o->out, "palette.png"), palette, c.n_vocab, test->rgb,
                                   tokens, test->n < SHOWN ? test->n : SHOWN, test->px);
@@ -5239,7 +5244,7 @@ static int probe_open(ProbeRun *p) {
     keep_labelled(test);
     p->n = train->n + test->n;
     p->draws = o->labels_per_class ? PROBE_DRAWS : 1;
-    p->pool = o->pool ? POOL_NONE : POOL_MEAN;
+    p->pool = o->pool;
     p->width = feature_width(c, p->pool);
     p->labels = zalloc((size_t)p->n, sizeof *p->labels);
     p->part = zalloc((size_t)p->draws, (size_t)p->n);

@@ -56,8 +56,8 @@ int threads_get(void);
 /* C = A B, or C += A B where accumulate is not 0: A is (M, K), B is (K, N), C is (M, N).
    Element (i, k) of A is a[i * a_row + k * a_col], element (k, j) of B is b[k * b_row + j * b_col],
    element (i, j) of C is c[i * c_row + j]; so a transposed operand only swaps its two strides.
-   C must not overlap A or B. Every element is summed in the order of k, in blocks of fixed length:
-   the bits depend neither on the number of threads nor on M and N. */
+   M, N and K are 1 or more; C must not overlap A or B. Every element is summed in the order of k,
+   in blocks of fixed length: the bits depend neither on the number of threads nor on M and N. */
 void matmul(int M, int N, int K, const real *a, size_t a_row, size_t a_col, const real *b,
             size_t b_row, size_t b_col, real *c, size_t c_row, int accumulate);
 

@@ -3341,6 +3341,9 @@ static void test_finetune(void) {
                  scratch, path) == 0 &&
             strstr(output, "on 18 pictures"),
         "%s", output);
+    double majority = printed("majority_accuracy");
+    CHECK(run_igpt("eval --model %s", path) == 0 && printed("majority_accuracy") == majority,
+          "few labels changed what the commonest class is: %s", output);
     CHECK(run_igpt("finetune --model %s/ar0 --out %s --steps 150 --lr 0.003 --from-scratch --quiet "
                    "--threads 1",
                    scratch, path) == 0,
