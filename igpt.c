@@ -1476,18 +1476,20 @@ static void colours_free(Colours *c) {
     free(c->owner);
 }
 
+enum { ALL_COLOURS = 1 << 24 }; // of three bytes
+
 static int colours_count(Colours *c, const uint8_t *rgb, size_t n) {
     *c = (Colours){.n = 0};
-    uint32_t *table = zalloc(1 << 24, sizeof *table);
+    uint32_t *table = zalloc(ALL_COLOURS, sizeof *table);
     if (!table) return -1;
     for (size_t i = 0; i < n; i++) table[get_be(rgb + 3 * i, 3)]++;
-    for (int i = 0; i < 1 << 24; i++) c->n += table[i] != 0;
+    for (int i = 0; i < ALL_COLOURS; i++) c->n += table[i] != 0;
     c->rgb = zalloc((size_t)c->n * 3, sizeof *c->rgb);
     c->count = zalloc((size_t)c->n, sizeof *c->count);
     c->distance = zalloc((size_t)c->n, sizeof *c->distance);
     c->owner = zalloc((size_t)c->n, sizeof *c->owner);
     int bad = !c->rgb || !c->count || !c->distance || !c->owner;
-    for (int i = 0, k = 0; i < 1 << 24 && !bad; i++) {
+    for (int i = 0, k = 0; i < ALL_COLOURS && !bad; i++) {
         if (!table[i]) continue;
         for (int j = 0; j < 3; j++) c->rgb[3 * k + j] = (real)(i >> (16 - 8 * j) & 255);
         c->count[k++] = table[i];
@@ -4363,7 +4365,7 @@ static int classes_agree(const Model *m, const Dataset *data) {
 }
 
 enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, LOG_ROWS = 200 };
-enum { PROCESS_BYTES = 4000000, PALETTE_BYTES = 4 << 24 }; // the latter: a count of each colour
+enum { PROCESS_BYTES = 4000000, PALETTE_BYTES = ALL_COLOURS * sizeof(uint32_t) }; // colours_count
 
 /* Whether a run draws pictures on the way. */
 static int draws_samples(const Options *o) {
@@ -4385,13 +4387,14 @@ static int sample_batch(const Config *c) {
     return sampler_images(c, SAMPLE_BATCH, 4e9);
 }
 
-/* The peak memory of training and of sampling, pictures aside: the process itself and each thread's
-   panels, parameters (for training also gradients and two moments, for fine-tuning the best so
-   far), activations, the sampler's cache. A small model needs less than its palette did before. */
+/* The process itself and each thread's panels. */
 static double process_bytes(void) {
     return PROCESS_BYTES + threads_get() * (double)(sizeof packed_a + sizeof packed_b);
 }
 
+/* The peak memory of training and of sampling, pictures aside: the process, parameters (for
+   training also gradients and two moments, for fine-tuning the best so far), activations, the
+   sampler's cache. A small model needs less than its palette did before. */
 static double train_bytes(const Options *o, const Config *c, size_t n_params) {
     double copies = o->command == FINETUNE ? 5 : 4, model = copies * (double)n_params;
     model = model * sizeof(real) +
@@ -5019,18 +5022,24 @@ static int command_eval(Options *o) {
     return bad ? -1 : 0;
 }
 
+/* The parameters in matmuls: neither gains nor embeddings. */
+static double multiplied_params(const Model *m) {
+    size_t multiplied = m->n_params;
+    for (int i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = &m->tensors[i];
+        if (t->rank == 1 || t->kind == WTE || t->kind == WPE) multiplied -= t->rows * t->cols;
+    }
+    return (double)multiplied;
+}
+
 /* Floating-point operations of one image's forward pass: two for each parameter in a matmul and
    position, and for attention two products of T x T x d, of which a causal mask needs half. A
    training step takes three times that. */
 static double forward_flops(const Model *m) {
     const Config *c = &m->config;
     double T = (double)dimension(c, DIM_T), attention = 4.0 * c->n_layer * T * T * c->n_embd;
-    size_t multiplied = m->n_params;
-    for (int i = 0; i < m->n_tensors; i++) {
-        const Tensor *t = &m->tensors[i];
-        if (t->rank == 1 || t->kind == WTE || t->kind == WPE) multiplied -= t->rows * t->cols;
-    }
-    return 2 * (double)multiplied * T + (c->objective == OBJECTIVE_AR ? attention / 2 : attention);
+    return 2 * multiplied_params(m) * T +
+           (c->objective == OBJECTIVE_AR ? attention / 2 : attention);
 }
 
 static int command_info(Options *o) {
@@ -5193,7 +5202,7 @@ typedef struct {
     Model model;
     Dataset data;
     Activations *acts;
-    int n, draws, pool;
+    int n, draws;
     int *labels;    // (n): training pictures, then test pictures
     uint8_t *part;  // (draws, n)
     uint8_t *mask;  // (PROBE_BATCH, T), NULL for AR
@@ -5244,8 +5253,7 @@ static int probe_open(ProbeRun *p) {
     keep_labelled(test);
     p->n = train->n + test->n;
     p->draws = o->labels_per_class ? PROBE_DRAWS : 1;
-    p->pool = o->pool;
-    p->width = feature_width(c, p->pool);
+    p->width = feature_width(c, o->pool);
     p->labels = zalloc((size_t)p->n, sizeof *p->labels);
     p->part = zalloc((size_t)p->draws, (size_t)p->n);
     p->rows = zalloc((size_t)c->n_layer + 3, sizeof *p->rows);
@@ -5321,7 +5329,7 @@ static int probe_hold(ProbeRun *p, int first, int count) {
                     bert_mask(p->mask + b * T, T, p->o->mask_prob, (uint64_t)p->o->seed,
                               (uint64_t)(done + b) * (uint64_t)masks + (uint64_t)k);
                 model_features(&p->model, p->acts, sets[s]->tokens + (size_t)i * (size_t)T, p->mask,
-                               B, p->pool, first, count, 1.0 / masks,
+                               B, p->o->pool, first, count, 1.0 / masks,
                                p->features + (size_t)done * (size_t)count * p->width);
             }
             progress("features: %d of %d pictures", done + B, p->n);
@@ -5668,8 +5676,8 @@ static int bench_sampling(Bench *b, const Config *c, double bandwidth, double pe
     if (model_init(&s.model, *c)) return -1;
     model_randomise(&s.model, 1);
     s.tokens = zalloc(32, sizeof *s.tokens);
-    int ready = s.tokens != NULL, embeddings = c->n_px * c->n_px + c->n_vocab + 1;
-    double read = (double)s.model.n_params + (2.0 * c->n_layer * s.t - embeddings) * c->n_embd;
+    int ready = s.tokens != NULL;
+    double read = multiplied_params(&s.model) + 2.0 * c->n_layer * s.t * c->n_embd;
     for (int B = 1; B <= 32 && ready; B = B == 1 ? 16 : 2 * B) {
         char name[48];
         s.B = B;

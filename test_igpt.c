@@ -5,7 +5,7 @@
    forward pass, and data/fixture holds PyTorch's numbers for a tiny model. What depends on memory
    layout, threads or files is compared to the last bit. */
 
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700 // POSIX 2008, and P_tmpdir
 #include "igpt.h"
 #include <math.h>
 #include <stdarg.h>
@@ -32,8 +32,21 @@ static int failures_here; // of the test that runs
         }                                                                                          \
     } while (0)
 
-static char scratch_folder[64];
-static const char *scratch = scratch_folder;
+/* Files that tests write go to a fresh folder where the system keeps such. */
+static char scratch[128];
+
+static int scratch_make(void) {
+    const char *base = getenv("TMPDIR");
+    size_t n = (size_t)snprintf(scratch, sizeof scratch, "%s/igpt-XXXXXX",
+                                base && *base ? base : P_tmpdir);
+    return n < sizeof scratch && mkdtemp(scratch) ? 0 : -1;
+}
+
+static int scratch_remove(void) {
+    char line[160];
+    snprintf(line, sizeof line, "rm -rf '%s'", scratch);
+    return system(line);
+}
 
 static char *scratch_path(const char *name) {
     static char paths[8][256];
@@ -3122,11 +3135,9 @@ static void test_command_line(void) {
     expect(2, "igpt-l", "train --preset huge");
     expect(2, "not empty", "eval --data ''");
     expect(1, "n_head", "bench --n-head 3");
-    char out[300];
-    snprintf(out, sizeof out, "%s/unmade", scratch);
-    snprintf(line, sizeof line, "train --data no/such --out %s", out);
+    snprintf(line, sizeof line, "train --data no/such --out %s/unmade", scratch);
     expect(1, "no/such", line);
-    CHECK(access(out, F_OK) != 0, "a run that could not start left a folder");
+    CHECK(access(scratch_path("unmade"), F_OK) != 0, "a run that could not start left a folder");
     expect(1, "has --n-embd 128", "train --init data/emoji-ar --n-embd 64");
     expect(1, "no/such", "eval --model no/such");
     expect(1, "no/such", "sample --model no/such");
@@ -3527,8 +3538,7 @@ int main(int argc, char **argv) {
         passed += p;
         failed += q;
     }
-    snprintf(scratch_folder, sizeof scratch_folder, "/tmp/igpt-test-XXXXXX");
-    if (!mkdtemp(scratch_folder)) return perror("mkdtemp"), 1;
+    if (scratch_make()) return perror("the tests' folder"), 1;
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
         if (tests[i].where == (IS_DOUBLE ? FLOAT_ONLY : DOUBLE_ONLY)) continue;
         failures_here = 0;
@@ -3537,9 +3547,7 @@ int main(int argc, char **argv) {
         if (failures_here) failed++, printf("    FAILED\n");
         else passed++;
     }
-    char clean[128];
-    snprintf(clean, sizeof clean, "rm -rf %s", scratch_folder);
-    if (system(clean)) printf("cannot remove %s\n", scratch_folder);
+    if (scratch_remove()) printf("cannot remove %s\n", scratch);
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }
@@ -3589,16 +3597,14 @@ static void insist(int condition) {
 }
 
 static void remove_scratch(void) {
-    char line[128];
-    snprintf(line, sizeof line, "rm -rf %s", scratch);
-    insist(system(line) == 0);
+    insist(scratch_remove() == 0);
 }
 
 /* Make the whole files. They are the seeds, too, if the last argument is a folder for the corpus;
    of those that hold little else but ones, the beginning. */
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
-    insist(mkdtemp(strcpy(scratch_folder, "/tmp/igpt-fuzz-XXXXXX")) != NULL);
+    insist(scratch_make() == 0);
     atexit(remove_scratch);
     for (int k = 0; k < N_INPUTS; k++) {
         size_t n = inputs[k].size;
