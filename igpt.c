@@ -139,6 +139,13 @@ static void *zalloc(size_t count, size_t size) {
     return memset(p, 0, bytes);
 }
 
+/* Hand out n reals of the block at base, each piece on a cache line; base NULL only counts. */
+static real *carve(real *base, size_t *used, size_t n) {
+    real *piece = base ? base + *used : NULL;
+    *used += (n + 15) / 16 * 16;
+    return piece;
+}
+
 /* Integers in files, byte by byte: the same on machines of either byte order. */
 static uint64_t get_le(const uint8_t *p, int bytes) {
     uint64_t v = 0;
@@ -389,10 +396,9 @@ typedef real vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(sizeof(
 static _Thread_local _Alignas(64) real packed_a[MC / MR * PANEL_A];
 static _Thread_local _Alignas(64) real packed_b[NC / NR * PANEL_B];
 
-/* Copy one panel: out[k * width + i] = x[i * step + k * k_step] for i < used, 0 for the others.
-   Where the panel's lanes lie far apart but its steps of k side by side, blocks of VL x VL numbers
-   are transposed in registers: zipping vectors i and i + VL / 2 rotates the bits of (row, lane) by
-   one place, and after log2(VL) rounds row and lane have changed places. */
+/* out[k * out_row + i] = x[i * step + k] for VL x VL numbers, in registers: zipping vectors i and
+   i + VL / 2 rotates the bits of (row, lane) by one place, and after log2(VL) rounds row and lane
+   have changed places. Rows of x from `used` on are taken to be like the last. */
 #if !defined IGPT_DOUBLE && defined __has_builtin
 #    if __has_builtin(__builtin_shufflevector)
 #        if defined __AVX512F__
@@ -408,50 +414,62 @@ static _Thread_local _Alignas(64) real packed_b[NC / NR * PANEL_B];
 #    endif
 #endif
 
+static inline __attribute__((always_inline)) void transpose(real *out, size_t out_row, int used,
+                                                            const real *x, size_t step) {
+    vec from[VL];
+    for (int i = 0; i < VL; i++)
+        from[i] = *(const vec_anywhere *)(x + (size_t)(i < used ? i : used - 1) * step);
 #ifdef ZIP_LOW
-static void pack_transposed(real *out, int width, int used, const real *x, size_t step) {
-    for (int i0 = 0; i0 < width; i0 += VL) {
-        vec from[VL] = {{0}}, to[VL];
-        for (int i = 0; i < VL && i0 + i < used; i++)
-            from[i] = *(const vec_anywhere *)(x + (size_t)(i0 + i) * step);
-        for (int round = 1; round < VL; round *= 2) {
-            for (int i = 0; i < VL / 2; i++) {
-                to[2 * i] = __builtin_shufflevector(from[i], from[i + VL / 2], ZIP_LOW);
-                to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + VL / 2], ZIP_HIGH);
-            }
-            for (int i = 0; i < VL; i++) from[i] = to[i];
+    vec to[VL];
+    for (int round = 1; round < VL; round *= 2) {
+        for (int i = 0; i < VL / 2; i++) {
+            to[2 * i] = __builtin_shufflevector(from[i], from[i + VL / 2], ZIP_LOW);
+            to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + VL / 2], ZIP_HIGH);
         }
-        /* Where width is no multiple of VL, the panel's next row overwrites the surplus lanes; its
-           last row has the gap between panels for them. */
-        for (int k = 0; k < VL; k++) *(vec_anywhere *)(out + k * width + i0) = from[k];
+        for (int i = 0; i < VL; i++) from[i] = to[i];
     }
-}
+    for (int k = 0; k < VL; k++) *(vec_anywhere *)(out + (size_t)k * out_row) = from[k];
+#else
+    for (int k = 0; k < VL; k++)
+        for (int i = 0; i < VL; i++) out[(size_t)k * out_row + i] = from[i][k];
 #endif
+}
 
+/* Copy one panel: out[k * width + i] = x[i * step + k * k_step] for i < used; the others are never
+   looked at. Where width is no multiple of VL, a row's surplus lanes are overwritten by the next
+   row's first, which come later; the last row's fall into the gap between panels. */
 static inline __attribute__((always_inline)) void pack(real *out, const int width, int used, int K,
                                                        const real *x, size_t step, size_t k_step) {
     int k = 0;
-#ifdef ZIP_LOW
     for (; k_step == 1 && k + VL <= K; k += VL)
-        pack_transposed(out + k * width, width, used, x + k, step);
-#endif
+        for (int i = (used - 1) / VL * VL; i >= 0; i -= VL)
+            transpose(out + k * width + i, width, used - i, x + (size_t)i * step + k, step);
     for (; k < K; k++) {
         const real *from = x + (size_t)k * k_step;
-        for (int i = 0; i < width; i++) out[k * width + i] = i < used ? from[(size_t)i * step] : 0;
+        for (int i = 0; i < used; i++) out[k * width + i] = from[(size_t)i * step];
     }
 }
 
-/* The register tile: rows x NR sums over K steps, stored into or added to C. `rows` is a constant
-   in each call below: the loops unroll and sum[][] becomes registers. */
-static inline __attribute__((always_inline)) void
-tile(const int rows, int K, const real *a, const real *b, real *c, size_t c_row, int accumulate) {
-    vec sum[MR][NV] = {{{0}}};
-    for (int i = 0; i < rows; i++) // C arrives while the sums are made
-        for (int j = 0; j < NR; j += 64 / (int)sizeof(real))
+/* The register tile: rows x NR sums over K steps, stored into or added to C. A's numbers lie a_row
+   apart within a step of k, a_col from step to step: 1 and MR in a panel. `rows` and a_row are
+   constants in each call below: the loops unroll and sum[][] becomes registers. */
+static inline __attribute__((always_inline)) void tile(const int rows, int K, const real *a,
+                                                       const size_t a_row, size_t a_col,
+                                                       const real *b, real *c, size_t c_row,
+                                                       int accumulate) {
+    vec sum[MR][NV];
+    for (int i = 0; i < rows; i++) {
+        for (int j = 0; j < NV; j++) sum[i][j] = (vec){0};
+        for (int j = 0; j < NR; j += 64 / (int)sizeof(real)) // C arrives while the sums are made
             __builtin_prefetch(c + (size_t)i * c_row + j, 1);
-    for (int k = 0; k < K; k++, a += MR, b += NR)
+    }
+    int k = 0;
+    do { // K is not 0: said so, gcc keeps sum[][] in registers throughout
         for (int i = 0; i < rows; i++)
-            for (int j = 0; j < NV; j++) sum[i][j] += a[i] * ((const vec *)b)[j];
+            for (int j = 0; j < NV; j++) sum[i][j] += a[i * a_row] * ((const vec *)b)[j];
+        a += a_col;
+        b += NR;
+    } while (++k < K);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < NV; j++) {
             vec_anywhere *out = (vec_anywhere *)(c + (size_t)i * c_row + j * VL);
@@ -460,35 +478,45 @@ tile(const int rows, int K, const real *a, const real *b, real *c, size_t c_row,
         }
 }
 
-static void tile_rows(int rows, int K, const real *a, const real *b, real *c, size_t c_row,
-                      int accumulate) {
+static inline __attribute__((always_inline)) void tile_rows(int rows, int K, const real *a,
+                                                            const size_t a_row, size_t a_col,
+                                                            const real *b, real *c, size_t c_row,
+                                                            int accumulate) {
     switch (rows) { // only a matrix's last rows make a lower tile; those above MR never occur
-    case 1: tile(1, K, a, b, c, c_row, accumulate); break;
-    case 2: tile(2, K, a, b, c, c_row, accumulate); break;
-    case 3: tile(3, K, a, b, c, c_row, accumulate); break;
-    case 4: tile(4, K, a, b, c, c_row, accumulate); break;
-    case 5: tile(MR < 5 ? MR : 5, K, a, b, c, c_row, accumulate); break;
-    case 6: tile(MR < 6 ? MR : 6, K, a, b, c, c_row, accumulate); break;
-    case 7: tile(MR < 7 ? MR : 7, K, a, b, c, c_row, accumulate); break;
-    case 8: tile(MR < 8 ? MR : 8, K, a, b, c, c_row, accumulate); break;
-    case 9: tile(MR < 9 ? MR : 9, K, a, b, c, c_row, accumulate); break;
-    case 10: tile(MR < 10 ? MR : 10, K, a, b, c, c_row, accumulate); break;
-    case 11: tile(MR < 11 ? MR : 11, K, a, b, c, c_row, accumulate); break;
-    case 12: tile(MR < 12 ? MR : 12, K, a, b, c, c_row, accumulate); break;
-    case 13: tile(MR < 13 ? MR : 13, K, a, b, c, c_row, accumulate); break;
-    case 14: tile(MR < 14 ? MR : 14, K, a, b, c, c_row, accumulate); break;
+    case 1: tile(1, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 2: tile(2, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 3: tile(3, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 4: tile(4, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 5: tile(MR < 5 ? MR : 5, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 6: tile(MR < 6 ? MR : 6, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 7: tile(MR < 7 ? MR : 7, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 8: tile(MR < 8 ? MR : 8, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 9: tile(MR < 9 ? MR : 9, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 10: tile(MR < 10 ? MR : 10, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 11: tile(MR < 11 ? MR : 11, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 12: tile(MR < 12 ? MR : 12, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 13: tile(MR < 13 ? MR : 13, K, a, a_row, a_col, b, c, c_row, accumulate); break;
+    case 14: tile(MR < 14 ? MR : 14, K, a, a_row, a_col, b, c, c_row, accumulate); break;
     }
 }
 
+/* A comes in two ways: with the numbers of a step of k side by side (a_row 1), or in rows of NR
+   numbers along k (a_row NR), as tiles leave them that make a panel (attention). */
+static void tile_whole(int rows, int K, const real *a, size_t a_row, size_t a_col, const real *b,
+                       real *c, size_t c_row, int accumulate) {
+    if (a_row == 1) tile_rows(rows, K, a, 1, a_col, b, c, c_row, accumulate);
+    else tile_rows(rows, K, a, NR, 1, b, c, c_row, accumulate);
+}
+
 /* A tile anywhere in C; one that hangs over the right edge is made beside it. */
-static void tile_at(int rows, int columns, int K, const real *a, const real *b, real *c,
-                    size_t c_row, int accumulate) {
+static void tile_at(int rows, int columns, int K, const real *a, size_t a_row, size_t a_col,
+                    const real *b, real *c, size_t c_row, int accumulate) {
     _Alignas(64) real edge[MR * NR];
     if (columns == NR) {
-        tile_rows(rows, K, a, b, c, c_row, accumulate);
+        tile_whole(rows, K, a, a_row, a_col, b, c, c_row, accumulate);
         return;
     }
-    tile_rows(rows, K, a, b, edge, NR, 0);
+    tile_whole(rows, K, a, a_row, a_col, b, edge, NR, 0);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) {
             real *out = &c[(size_t)i * c_row + j];
@@ -525,7 +553,7 @@ static void multiply_block(int M, int N, int K, const real *a, size_t a_row, siz
         for (int j = 0; j < N; j += NR)
             for (int i = 0; i < M; i += MR)
                 tile_at(M - i < MR ? M - i : MR, N - j < NR ? N - j : NR, k,
-                        packed_a + i / MR * PANEL_A, packed_b + j / NR * PANEL_B,
+                        packed_a + i / MR * PANEL_A, 1, MR, packed_b + j / NR * PANEL_B,
                         c + (size_t)i * c_row + j, c_row, accumulate || k0);
     }
 }
@@ -743,103 +771,226 @@ void embed_backward(real *dwte, real *dwpe, const real *dh, const uint16_t *toke
     }
 }
 
-/* Attention: P = softmax(Q K' / sqrt(d / H)), out = P V, for each image and head.
-
-   P would be T x T. Only a band of BAND rows of it exists at a time (for each thread), and only the
-   keys that the band can see: the memory stays linear in T.
-
-               keys 0 .. T-1                 causal: row i sees keys 0 .. i
-             +---------------+
-             |\              |
-      band { |##\            |   #: computed at once, BAND x (last row + 1)
-             |    \          |
-             |      \        |   backward runs over the same bands and computes P again from the
-             +---------------+   scores and lse: p_ij = exp(s_ij - lse_i) needs no second softmax */
-enum { BAND = 112 / MR * MR };
-
-size_t attention_scratch(int T) {
-    return 2 * (size_t)BAND * (size_t)T;
-}
-
-/* Turn row[0..n) of scores into exp(scale * (score - max)) and zero row[n..width); returns their
-   sum, and the log-sum-exp of the scaled scores in *lse. */
-static real softmax_row(real *row, int n, int width, real scale, real *lse) {
+/* Turn row[0..n) of scores into exp(score - max); returns their sum, and its log plus max in *lse. */
+static real softmax_row(real *row, int n, real *lse) {
     real max = row_max(row, n), sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int j = 0; j < n; j++) {
-        row[j] = real_exp(scale * (row[j] - max));
+        row[j] = real_exp(row[j] - max);
         sum += row[j];
     }
-    for (int j = n; j < width; j++) row[j] = 0;
-    *lse = scale * max + (real)log(sum);
+    *lse = max + (real)log(sum);
     return sum;
+}
+
+/* Attention: P = softmax(Q K' / sqrt(hs)), out = P V, for each image and head; hs = d / H.
+
+   P would be T x T. Only a band of it exists at a time (for each thread), and causal attention
+   computes only what is seen of it (#): time and memory for the rest are never spent.
+
+          forward: NR queries side by side          backward: NR keys side by side
+                   queries                                   keys
+                  +-----+--+-------+                        +-----+--+-------+
+                  | \   |##|       |                        | \   |  |       |
+             keys |   \ |##|       |                queries |   \ |  |       |
+                  |     |\#|       |                        |     |\ |       |
+                  |     |  |\      |                        |     |##|\      |
+                  |     |  |  \    |                        |     |##|  \    |
+                  +-----+--+-------+                        +-----+--+-------+
+
+          p = K q'             (keys, NR)           p = Q k', dp = dout v'   (queries, NR)
+          p = softmax of its columns                p = exp(p - lse), ds = p (dp - D)
+          out' = V' p          (hs, NR)             dk' = Q' ds, dv' = dout' p   (hs, NR)
+                                                    dQ += ds k               (queries, hs)
+
+   A band is as wide as a tile: what one product's tiles leave is, as it stands, the next one's
+   panel of B (or its A, in rows of NR). Only inputs are packed, most of them once for a head. */
+typedef struct {
+    real *rows[2];   // (T, hs) V; Q and dout
+    real *panels[2]; // (T, hs) K; Q and dout, packed as A: panels of MR rows
+    real *bands[2];  // (hs, NR) q'; k' and v'
+    real *scores[2]; // (T + MR, NR) p; p and ds
+    real *k;         // (NR, hs) k packed as B: panels of NR columns
+    real *product;   // (hs, NR) before it is transposed
+    real *dq, *D;    // (T, hs), (T)
+} Head;
+
+/* From one panel of A to the next, with room for the surplus of the last row. */
+static size_t head_panel(int hs) {
+    return (size_t)hs * MR + 64 / sizeof(real);
+}
+
+/* A thread's part of the scratch; returns how many reals it takes. */
+static size_t head_place(Head *s, real *base, int T, int hs) {
+    size_t used = 0, n = (size_t)T * (size_t)hs;
+    for (int i = 0; i < 2; i++) {
+        s->rows[i] = carve(base, &used, n);
+        s->panels[i] = carve(base, &used, (size_t)((T + MR - 1) / MR) * head_panel(hs));
+        s->bands[i] = carve(base, &used, (size_t)hs * NR);
+        s->scores[i] = carve(base, &used, (size_t)(T + MR) * NR);
+    }
+    s->k = carve(base, &used, (size_t)((hs + NR - 1) / NR) * NR * NR);
+    s->product = carve(base, &used, (size_t)hs * NR);
+    s->dq = carve(base, &used, n);
+    s->D = carve(base, &used, (size_t)T);
+    return used;
+}
+
+size_t attention_scratch(int T, int hs) {
+    Head s;
+    return head_place(&s, NULL, T, hs);
+}
+
+static Head head_of_thread(real *scratch, int T, int hs) {
+    Head s;
+    head_place(&s, scratch + (size_t)omp_get_thread_num() * attention_scratch(T, hs), T, hs);
+    return s;
+}
+
+/* rows (T, hs) = a head of x, whose rows lie `step` apart: too far for the processor to see them
+   coming, so they are fetched ahead. panels: the same packed; NULL if that is not needed. */
+static void head_gather(real *rows, real *panels, const real *x, size_t step, int T, int hs) {
+    enum { AHEAD = 12 };
+    for (int t = 0; t < T; t++) {
+        for (int j = 0; j < hs && t + AHEAD < T; j += 64 / (int)sizeof *x)
+            __builtin_prefetch(x + (size_t)(t + AHEAD) * step + j);
+        memcpy(rows + (size_t)t * hs, x + (size_t)t * step, (size_t)hs * sizeof *x);
+    }
+    if (panels) pack_block(panels, MR, (int)head_panel(hs), T, hs, rows, (size_t)hs, 1);
+}
+
+/* scores (n, NR) = x (n, hs), in panels, times band (hs, NR). */
+static void head_scores(real *scores, const real *panels, const real *band, int n, int hs) {
+    for (int i = 0; i < n; i += MR, panels += head_panel(hs))
+        tile_at(n - i < MR ? n - i : MR, NR, hs, panels, 1, MR, band, scores + i * NR, NR, 0);
+}
+
+/* out (columns, hs), its rows `step` apart, = p' x: p (n, NR), x (n, hs). */
+static void head_sums(real *out, size_t step, int columns, const real *x, const real *p, int n,
+                      int hs, real *product) {
+    int tiles = (hs + MR - 1) / MR, height = (hs + tiles - 1) / tiles; // of even height
+    for (int i = 0; i < hs; i += height)
+        tile_at(hs - i < height ? hs - i : height, NR, n, x + i, 1, (size_t)hs, p, product + i * NR,
+                NR, 0);
+    int whole = hs / VL * VL, j = 0;
+    for (; j + VL <= columns; j += VL)
+        for (int i = 0; i < whole; i += VL)
+            transpose(out + (size_t)j * step + i, step, VL, product + i * NR + j, NR);
+    for (int k = 0; k < columns; k++)
+        for (int i = k < j ? whole : 0; i < hs; i++)
+            out[(size_t)k * step + i] = product[i * NR + k];
+}
+
+/* Each column of p (n, NR) becomes exp(scale * (score - max)), its sum and the log-sum-exp of its
+   scaled scores go to sum and lse. Column j does not see the rows after first + j. */
+static void softmax_columns(real *p, int n, int first, real scale, real *sum, real *lse) {
+    real max[NR];
+    for (int i = first; i < n; i++)
+        for (int j = 0; j < i - first; j++) p[i * NR + j] = -INFINITY;
+    for (int j = 0; j < NR; j++) max[j] = p[j], sum[j] = 0;
+    for (int i = 1; i < n; i++)
+        for (int j = 0; j < NR; j++) max[j] = p[i * NR + j] > max[j] ? p[i * NR + j] : max[j];
+    for (int i = 0; i < n; i++)
+#pragma omp simd
+        for (int j = 0; j < NR; j++) {
+            real e = real_exp(scale * (p[i * NR + j] - max[j]));
+            p[i * NR + j] = e;
+            sum[j] += e;
+        }
+    for (int j = 0; j < NR; j++) lse[j] = scale * max[j] + (real)log(sum[j]);
 }
 
 void attention_forward(real *out, real *lse, const real *qkv, int B, int T, int d, int H,
                        int causal, real *scratch, int threads) {
     (void)threads; // a pragma alone reads it
-    int hs = d / H, bands = (T + BAND - 1) / BAND;
+    int hs = d / H;
     size_t row = 3 * (size_t)d; // from one position of qkv to the next
     real scale = 1 / (real)sqrt(hs);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int task = B * H * bands - 1; task >= 0; task--) { // the longest bands first
-        int b = task % (B * H) / H, h = task % H, i0 = task / (B * H) * BAND;
-        int rows = T - i0 < BAND ? T - i0 : BAND, keys = causal ? i0 + rows : T;
-        real *p = scratch + (size_t)omp_get_thread_num() * attention_scratch(T); // (rows, keys)
-        const real *q = qkv + ((size_t)b * T + i0) * row + (size_t)h * hs;
-        const real *k = qkv + (size_t)b * T * row + d + (size_t)h * hs, *v = k + d;
-        real *o = out + ((size_t)b * T + i0) * d + (size_t)h * hs, inverse[BAND];
-        matmul(rows, keys, hs, q, row, 1, k, 1, row, p, keys, 0);
-        for (int i = 0; i < rows; i++)
-            inverse[i] = 1 / softmax_row(p + (size_t)i * keys, causal ? i0 + i + 1 : T, keys, scale,
-                                         &lse[((size_t)b * H + h) * T + i0 + i]);
-        matmul(rows, hs, keys, p, keys, 1, v, row, 1, o, d, 0);
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < hs; j++) o[(size_t)i * d + j] *= inverse[i];
+    for (int head = 0; head < B * H; head++) {
+        const real *q = qkv + (size_t)(head / H * T) * row + (size_t)(head % H * hs);
+        real *o = out + (size_t)(head / H * T) * d + (size_t)(head % H * hs);
+        real sum[NR], log_sum[NR];
+        Head s = head_of_thread(scratch, T, hs);
+        head_gather(s.rows[0], s.panels[0], q + d, row, T, hs); // K, then only its panels stay
+        head_gather(s.rows[0], NULL, q + 2 * d, row, T, hs);    // V
+        for (int i0 = 0; i0 < T; i0 += NR) {
+            int queries = T - i0 < NR ? T - i0 : NR, keys = causal ? i0 + queries : T;
+            real *band = o + (size_t)i0 * d;
+            pack(s.bands[0], NR, queries, hs, q + i0 * row, row, 1);
+            head_scores(s.scores[0], s.panels[0], s.bands[0], keys, hs);
+            softmax_columns(s.scores[0], keys, causal ? i0 : T, scale, sum, log_sum);
+            head_sums(band, (size_t)d, queries, s.rows[0], s.scores[0], keys, hs, s.product);
+            for (int i = 0; i < queries; i++) {
+                lse[(size_t)head * T + i0 + i] = log_sum[i];
+                for (int j = 0; j < hs; j++) band[(size_t)i * d + j] *= 1 / sum[i];
+            }
+        }
     }
 }
 
-/* With dP = dout V':  dS = P * (dP - D), where D_i = sum_j(P_ij dP_ij) = dout_i . out_i;
-   dQ = scale dS K, dK = scale dS' Q, dV = P' dout. A thread owns an image's head and adds its
-   bands to dK and dV from the last to the first: the last reaches all keys and so starts them. */
+/* p = exp(scale * score - lse) again, without a second softmax, and the gradient of the scores:
+   dS = P * (dP - D), where D_i = sum_j(P_ij dP_ij) = dout_i . out_i. Row i of n sees the columns up
+   to i - first, and none from `keys` on. */
+static void softmax_columns_backward(real *p, real *ds, int n, int first, int keys, real scale,
+                                     const real *lse, const real *D) {
+    for (int i = 0; i < n; i++, p += NR, ds += NR) {
+#pragma omp simd
+        for (int j = 0; j < NR; j++) {
+            p[j] = real_exp(scale * p[j] - lse[i]);
+            ds[j] = scale * p[j] * (ds[j] - D[i]);
+        }
+        int seen = i - first + 1 < keys ? i - first + 1 : keys;
+        for (int j = seen < 0 ? 0 : seen; j < NR; j++) p[j] = ds[j] = 0;
+    }
+}
+
+/* dQ = scale dS K, dK = scale dS' Q, dV = P' dout (scale is in ds). A thread owns an image's head
+   and adds its bands to dQ in their order; the first, seen by all queries, starts it. */
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out,
                         const real *lse, int B, int T, int d, int H, int causal, real *scratch,
                         int threads) {
     (void)threads;
-    int hs = d / H, last = (T - 1) / BAND * BAND;
+    int hs = d / H;
     size_t row = 3 * (size_t)d;
     real scale = 1 / (real)sqrt(hs);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int task = 0; task < B * H; task++) {
-        int b = task / H, h = task % H;
-        size_t head = (size_t)b * T * row + (size_t)h * hs;
-        size_t o_head = (size_t)b * T * d + (size_t)h * hs;
-        const real *k = qkv + head + d, *v = k + d;
-        real *dk = dqkv + head + d, *dv = dk + d;
-        real *p = scratch + (size_t)omp_get_thread_num() * attention_scratch(T); // (rows, keys)
-        real *ds = p + (size_t)BAND * T;                                         // (rows, keys)
-        for (int i0 = last; i0 >= 0; i0 -= BAND) {
-            int rows = T - i0 < BAND ? T - i0 : BAND, keys = causal ? i0 + rows : T;
-            const real *q = qkv + head + (size_t)i0 * row, *o = out + o_head + (size_t)i0 * d;
-            const real *go = dout + o_head + (size_t)i0 * d;
-            const real *row_lse = lse + ((size_t)b * H + h) * T + i0;
-            matmul(rows, keys, hs, q, row, 1, k, 1, row, p, keys, 0);
-            matmul(rows, keys, hs, go, d, 1, v, 1, row, ds, keys, 0);
-            for (int i = 0; i < rows; i++) {
-                real *pi = p + (size_t)i * keys, *di = ds + (size_t)i * keys, dot = 0;
-                int n = causal ? i0 + i + 1 : T;
-                for (int j = 0; j < hs; j++) dot += go[(size_t)i * d + j] * o[(size_t)i * d + j];
-#pragma omp simd
-                for (int j = 0; j < n; j++) {
-                    pi[j] = real_exp(scale * pi[j] - row_lse[i]);
-                    di[j] = scale * pi[j] * (di[j] - dot);
-                }
-                for (int j = n; j < keys; j++) pi[j] = di[j] = 0;
-            }
-            matmul(rows, hs, keys, ds, keys, 1, k, row, 1, dqkv + head + (size_t)i0 * row, row, 0);
-            matmul(keys, hs, rows, ds, 1, keys, q, row, 1, dk, row, i0 < last);
-            matmul(keys, hs, rows, p, 1, keys, go, d, 1, dv, row, i0 < last);
+    for (int head = 0; head < B * H; head++) {
+        size_t in = (size_t)(head / H * T) * row + (size_t)(head % H * hs);
+        size_t at = (size_t)(head / H * T) * d + (size_t)(head % H * hs);
+        Head s = head_of_thread(scratch, T, hs);
+        real *p = s.scores[0], *ds = s.scores[1];
+        head_gather(s.rows[0], s.panels[0], qkv + in, row, T, hs);
+        head_gather(s.rows[1], s.panels[1], dout + at, (size_t)d, T, hs);
+        for (int t = 0; t < T; t++) {
+            const real *o = out + at + (size_t)t * d, *go = dout + at + (size_t)t * d;
+            real dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (int j = 0; j < hs; j++) dot += go[j] * o[j];
+            s.D[t] = dot;
         }
+        for (int j0 = 0; j0 < T; j0 += NR) {
+            int keys = T - j0 < NR ? T - j0 : NR, i0 = causal ? j0 / MR * MR : 0, n = T - i0;
+            size_t panel = (size_t)(i0 / MR) * head_panel(hs), first = (size_t)i0 * hs;
+            const real *k = qkv + in + j0 * row + d, *v = k + d;
+            real *dk = dqkv + in + j0 * row + d, *dv = dk + d;
+            pack(s.bands[0], NR, keys, hs, k, row, 1);
+            pack(s.bands[1], NR, keys, hs, v, row, 1);
+            pack_block(s.k, NR, NR * NR, hs, keys, k, 1, row);
+            head_scores(p, s.panels[0] + panel, s.bands[0], n, hs);
+            head_scores(ds, s.panels[1] + panel, s.bands[1], n, hs);
+            softmax_columns_backward(p, ds, n, causal ? j0 - i0 : -T, keys, scale,
+                                     lse + (size_t)head * T + i0, s.D + i0);
+            head_sums(dk, row, keys, s.rows[0] + first, ds, n, hs, s.product);
+            head_sums(dv, row, keys, s.rows[1] + first, p, n, hs, s.product);
+            for (int i = 0; i < n; i += MR)
+                for (int j = 0; j < hs; j += NR)
+                    tile_at(n - i < MR ? n - i : MR, hs - j < NR ? hs - j : NR, keys, ds + i * NR,
+                            NR, 1, s.k + j * NR, s.dq + first + (size_t)(i * hs + j), (size_t)hs,
+                            j0 > 0);
+        }
+        for (int t = 0; t < T; t++)
+            memcpy(dqkv + in + (size_t)t * row, s.dq + (size_t)t * hs, (size_t)hs * sizeof *s.dq);
     }
 }
 
@@ -874,7 +1025,7 @@ void softmax_loss_forward(real *probs, real *nll, const uint16_t *targets, int r
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < rows; r++) {
         real *p = probs + (size_t)r * K, logit = p[targets[r]], lse;
-        real inverse = 1 / softmax_row(p, K, K, 1, &lse);
+        real inverse = 1 / softmax_row(p, K, &lse);
         for (int k = 0; k < K; k++) p[k] *= inverse;
         nll[r] = lse - logit;
     }
@@ -1070,20 +1221,13 @@ struct Activations {
     real *weight;   // (B, T) of each position in the loss
     real *features; // (B, d) mean of n^L over positions
     real *classes;  // (B, C) like logits
-    real *scratch;  // (threads, attention_scratch(T))
+    real *scratch;  // (threads, attention_scratch(T, d / H))
     /* Of backward. */
     real *dh;      // (B, T, d)
     real *dn;      // (B, T, d)
     real *wide;    // (B, T, 4d) gradient of u; then of qkv (3d) and att (d)
     real *partial; // (rms_partials(B T), d)
 };
-
-/* Hand out n reals of the block at base, each piece on a cache line; base NULL only counts. */
-static real *carve(real *base, size_t *used, size_t n) {
-    real *piece = base ? base + *used : NULL;
-    *used += (n + 15) / 16 * 16;
-    return piece;
-}
 
 /* Lay out the activations behind their own struct; returns the bytes that takes. */
 static size_t activations_place(Activations *s, real *base, const Config *c, int B, int keep) {
@@ -1107,7 +1251,8 @@ static size_t activations_place(Activations *s, real *base, const Config *c, int
     s->weight = carve(base, &used, rows);
     s->features = carve(base, &used, (size_t)B * d);
     s->classes = carve(base, &used, (size_t)B * C);
-    s->scratch = carve(base, &used, (size_t)s->threads * attention_scratch((int)T));
+    s->scratch =
+        carve(base, &used, (size_t)s->threads * attention_scratch((int)T, (int)d / c->n_head));
     if (keep != KEEP_NOTHING) {
         s->dh = carve(base, &used, rows * d);
         s->dn = carve(base, &used, rows * d);
@@ -1345,7 +1490,7 @@ static double class_loss(real *p, int C, int label, int *correct) {
     for (int k = 1; k < C; k++)
         if (p[k] > p[best]) best = k;
     *correct += best == label;
-    real inverse = 1 / softmax_row(p, C, C, 1, &lse);
+    real inverse = 1 / softmax_row(p, C, &lse);
     for (int k = 0; k < C; k++) p[k] *= inverse;
     return lse - logit;
 }
@@ -3279,9 +3424,9 @@ static void attend_cached(Sampler *s, const Config *c, int l, int t, int B) {
             real dot = 0;
 #pragma omp simd reduction(+ : dot)
             for (size_t i = 0; i < hs; i++) dot += q[i] * k[i];
-            p[j] = dot;
+            p[j] = scale * dot;
         }
-        real inverse = 1 / softmax_row(p, t + 1, t + 1, scale, &lse);
+        real inverse = 1 / softmax_row(p, t + 1, &lse);
         matmul(1, (int)hs, t + 1, p, T, 1, values, hs, 1, out, hs, 0);
         for (size_t i = 0; i < hs; i++) out[i] *= inverse;
     }

@@ -84,14 +84,15 @@ void embed_backward(real *dwte, real *dwpe, const real *dh, const uint16_t *toke
 
 /* Multi-head attention. qkv (B, T, 3d) = [q | k | v], each (H, d / H) within; out (B, T, d).
    lse (B, H, T): log-sum-exp of each row of scores, which backward needs. causal: position t sees
-   0..t, else all. scratch: space for attention_scratch(T) reals for each of `threads` threads.
-   Backward writes dqkv (B, T, 3d). Dao et al. 2022 show why the rows' log-sum-exp is enough. */
+   0..t, else all. scratch: space for attention_scratch(T, d / H) reals for each of `threads`
+   threads, on a boundary of 64 bytes. Backward writes dqkv (B, T, 3d). Dao et al. 2022 show why
+   the rows' log-sum-exp is enough. */
 void attention_forward(real *out, real *lse, const real *qkv, int B, int T, int d, int H,
                        int causal, real *scratch, int threads);
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out,
                         const real *lse, int B, int T, int d, int H, int causal, real *scratch,
                         int threads);
-size_t attention_scratch(int T);
+size_t attention_scratch(int T, int hs);
 
 /* g = u * sigmoid(1.702 u), the activation of the MLP, on rows * width numbers. Backward takes
    du = dg on entry, leaves du = dg * g'(u), and writes g again, which forward need not keep. */
