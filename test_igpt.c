@@ -230,6 +230,7 @@ typedef struct {
     uint8_t mask[ROWS];
     const uint8_t *use_mask;
     int causal, width;
+    int B, T, d, H; // of attention
 } LayerTest;
 
 static double weighted(const LayerTest *t, int n) {
@@ -292,22 +293,26 @@ static void test_embed_gradient(void) {
     free(t.weights);
 }
 
-enum { T_LONG = 150, ROWS_LONG = B_ * T_LONG }; // several bands
+/* Attention in several bands, the last of them not full: small heads, and one wider than a band. */
+enum { SHAPES = 2, T_MOST = 150, D_MOST = 40 };
 
 static double attention_loss(void *context) {
     LayerTest *t = context;
-    attention_forward(t->out, t->lse, t->x, B_, T_LONG, D_, H_, t->causal, t->scratch,
+    attention_forward(t->out, t->lse, t->x, t->B, t->T, t->d, t->H, t->causal, t->scratch,
                       threads_get());
-    return weighted(t, ROWS_LONG * D_);
+    return weighted(t, t->B * t->T * t->d);
 }
 
-static LayerTest attention_setup(void) {
-    return (LayerTest){
-        .x = filled(ROWS_LONG * 3 * D_, 1, 1),
-        .out = filled(ROWS_LONG * D_, 3, 0),
-        .weights = filled(ROWS_LONG * D_, 4, 1),
-        .lse = filled(B_ * H_ * T_LONG, 5, 0),
-        .scratch = filled((size_t)threads_get() * attention_scratch(T_LONG, D_ / H_), 6, 1)};
+static LayerTest attention_setup(int shape) {
+    LayerTest t = {.B = 2, .T = T_MOST, .d = 12, .H = 3};
+    if (shape) t = (LayerTest){.B = 1, .T = 77, .d = D_MOST, .H = 1};
+    size_t n = (size_t)t.B * (size_t)t.T * (size_t)t.d;
+    t.x = filled(3 * n, 1, 1);
+    t.out = filled(n, 3, 0);
+    t.weights = filled(n, 4, 1);
+    t.lse = filled((size_t)(t.B * t.H * t.T), 5, 0);
+    t.scratch = filled((size_t)threads_get() * attention_scratch(t.T, t.d / t.H), 6, 1);
+    return t;
 }
 
 static void attention_done(LayerTest *t) {
@@ -319,51 +324,53 @@ static void attention_done(LayerTest *t) {
 }
 
 static void test_attention_gradient(void) {
-    LayerTest t = attention_setup();
-    real *dqkv = filled(ROWS_LONG * 3 * D_, 7, 1); // backward must overwrite this
-    for (t.causal = 0; t.causal < 2; t.causal++) {
+    for (int test = 0; test < 2 * SHAPES; test++) {
+        LayerTest t = attention_setup(test / 2);
+        size_t n = 3 * (size_t)t.B * (size_t)t.T * (size_t)t.d;
+        real *dqkv = filled(n, 7, 1); // backward must overwrite this
+        t.causal = test % 2;
         attention_loss(&t);
-        attention_backward(dqkv, t.weights, t.x, t.out, t.lse, B_, T_LONG, D_, H_, t.causal,
+        attention_backward(dqkv, t.weights, t.x, t.out, t.lse, t.B, t.T, t.d, t.H, t.causal,
                            t.scratch, threads_get());
-        double error = gradient_error(t.x, ROWS_LONG * 3 * D_, dqkv, attention_loss, &t);
-        CHECK(error < 1e-7, "%s: %g", t.causal ? "causal" : "full", error);
+        double error = gradient_error(t.x, n, dqkv, attention_loss, &t);
+        CHECK(error < 1e-7, "%d heads of %d, %s: %g", t.H, t.d / t.H, t.causal ? "causal" : "full",
+              error);
+        free(dqkv);
+        attention_done(&t);
     }
-    free(dqkv);
-    attention_done(&t);
 }
 
 /* Against softmax(Q K' / sqrt(hs)) V written out, row by row. */
 static void test_attention_plain(void) {
-    LayerTest t = attention_setup();
-    int hs = D_ / H_;
-    for (t.causal = 0; t.causal < 2; t.causal++) {
+    for (int test = 0; test < 2 * SHAPES; test++) {
+        LayerTest t = attention_setup(test / 2);
+        t.causal = test % 2;
         attention_loss(&t);
+        int T = t.T, d = t.d, H = t.H, hs = d / H;
         double worst = 0, worst_lse = 0;
-        for (int task = 0; task < B_ * H_ * T_LONG; task++) {
-            int b = task / (H_ * T_LONG), h = task / T_LONG % H_, i = task % T_LONG;
-            int n = t.causal ? i + 1 : T_LONG;
-            const real *q = t.x + ((size_t)b * T_LONG + (size_t)i) * 3 * D_ + h * hs;
-            double p[T_LONG], sum = 0, out[D_] = {0};
+        for (int task = 0; task < t.B * H * T; task++) {
+            int b = task / (H * T), h = task / T % H, i = task % T, n = t.causal ? i + 1 : T;
+            const real *image = t.x + b * T * 3 * d + h * hs, *q = image + i * 3 * d;
+            double p[T_MOST], sum = 0, out[D_MOST] = {0};
             for (int j = 0; j < n; j++) {
-                const real *k = t.x + ((size_t)b * T_LONG + (size_t)j) * 3 * D_ + D_ + h * hs;
+                const real *k = image + j * 3 * d + d;
                 p[j] = 0;
                 for (int c = 0; c < hs; c++) p[j] += (double)q[c] * (double)k[c];
                 sum += p[j] = exp(p[j] / sqrt(hs));
             }
             for (int j = 0; j < n; j++) {
-                const real *v = t.x + ((size_t)b * T_LONG + (size_t)j) * 3 * D_ + 2 * D_ + h * hs;
+                const real *v = image + j * 3 * d + 2 * d;
                 for (int c = 0; c < hs; c++) out[c] += p[j] / sum * (double)v[c];
             }
-            for (int c = 0; c < hs; c++)
-                worst =
-                    fmax(worst, fabs(out[c] - (double)t.out[((size_t)b * T_LONG + (size_t)i) * D_ +
-                                                            (size_t)(h * hs + c)]));
+            const real *row = t.out + (b * T + i) * d + h * hs;
+            for (int c = 0; c < hs; c++) worst = fmax(worst, fabs(out[c] - (double)row[c]));
             worst_lse = fmax(worst_lse, fabs(log(sum) - (double)t.lse[task]));
         }
-        CHECK(worst < (IS_DOUBLE ? 1e-13 : 2e-6), "causal %d: out off by %g", t.causal, worst);
-        CHECK(worst_lse < (IS_DOUBLE ? 1e-13 : 2e-6), "causal %d: lse by %g", t.causal, worst_lse);
+        CHECK(worst < (IS_DOUBLE ? 1e-13 : 2e-6) && worst_lse < (IS_DOUBLE ? 1e-13 : 2e-6),
+              "%d heads of %d, causal %d: out off by %g, lse by %g", H, hs, t.causal, worst,
+              worst_lse);
+        attention_done(&t);
     }
-    attention_done(&t);
 }
 
 static double gelu_loss(void *context) {
