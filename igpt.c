@@ -559,9 +559,10 @@ static void multiply_block(int M, int N, int K, const real *a, size_t a_row, siz
 }
 
 /* Few rows (sampling a few pictures): packing B would cost as much as reading it. Its rows are read
-   where they lie, once, eight at a time, and added into sums that stay in the first-level cache.
-   The order of summation is that of the tiles, so a picture does not depend on how many are drawn
-   with it. */
+   where they lie, once, and added into sums that stay in the first-level cache: eight at a time, or,
+   where reading is all there is to wait for, one, since memory delivers a single run fastest. The
+   order of summation is that of the tiles, so a picture does not depend on how many are drawn with
+   it. */
 enum { THIN_M = 16, THIN_SUMS = 4096, THIN_ROWS = 8 };
 
 /* sums (M, width) += x (M, rows) b (rows, n); `rows` is a constant in each call. */
@@ -594,7 +595,7 @@ static void multiply_thin(int M, int N, int K, const real *a, size_t a_row, size
             int n = N - j0 < width ? N - j0 : width, k1 = K - k0 < KC ? K : k0 + KC;
             for (int i = 0; i < M; i++) memset(sums + i * width, 0, (size_t)n * sizeof *sums);
             for (int k = k0, rows; k < k1; k += rows) {
-                rows = k1 - k < THIN_ROWS ? 1 : THIN_ROWS;
+                rows = M <= 2 || k1 - k < THIN_ROWS ? 1 : THIN_ROWS;
                 for (int i = 0; i < M; i++)
                     for (int r = 0; r < rows; r++)
                         x[i * rows + r] = a[(size_t)i * a_row + (size_t)(k + r) * a_col];
@@ -1608,14 +1609,14 @@ static int nearest(const Centres *c, const real *colour, real *distance) {
 /* Distinct colours with their counts. */
 typedef struct {
     int n;
-    real *rgb;       // (n, 3) in byte units
+    real *plane;     // (3, n) in byte units
     uint32_t *count; // (n)
     real *distance;  // (n) squared, to the nearest centre
     uint16_t *owner; // (n) that centre
 } Colours;
 
 static void colours_free(Colours *c) {
-    free(c->rgb);
+    free(c->plane);
     free(c->count);
     free(c->distance);
     free(c->owner);
@@ -1629,56 +1630,93 @@ static int colours_count(Colours *c, const uint8_t *rgb, size_t n) {
     if (!table) return -1;
     for (size_t i = 0; i < n; i++) table[get_be(rgb + 3 * i, 3)]++;
     for (int i = 0; i < ALL_COLOURS; i++) c->n += table[i] != 0;
-    c->rgb = zalloc((size_t)c->n * 3, sizeof *c->rgb);
+    c->plane = zalloc((size_t)c->n * 3, sizeof *c->plane);
     c->count = zalloc((size_t)c->n, sizeof *c->count);
     c->distance = zalloc((size_t)c->n, sizeof *c->distance);
     c->owner = zalloc((size_t)c->n, sizeof *c->owner);
-    int bad = !c->rgb || !c->count || !c->distance || !c->owner;
+    int bad = !c->plane || !c->count || !c->distance || !c->owner;
     for (int i = 0, k = 0; i < ALL_COLOURS && !bad; i++) {
         if (!table[i]) continue;
-        for (int j = 0; j < 3; j++) c->rgb[3 * k + j] = (real)(i >> (16 - 8 * j) & 255);
+        for (int j = 0; j < 3; j++)
+            c->plane[(size_t)j * c->n + k] = (real)(i >> (16 - 8 * j) & 255);
         c->count[k++] = table[i];
     }
     free(table);
     return bad ? -1 : 0;
 }
 
-/* k-means++: each next centre is a colour drawn with probability count * distance^2, distance to
-   the centres so far. Colours that are centres have distance 0 and are not drawn again. Blocks of
-   colours keep their sums, so that a draw looks into one block only. */
-enum { PALETTE_BLOCK = 1024 };
+/* Greedy k-means++ (Arthur and Vassilvitskii 2007): each next centre is the best of a few colours
+   drawn with probability count * distance^2, distance to the centres so far. Colours that are
+   centres have distance 0 and are not drawn again. All of this is whole numbers, whose sums are
+   exact in doubles and so the same in any order. Blocks of colours keep theirs (mass), so that a
+   draw looks into one block only. */
+enum { PALETTE_BLOCK = 1024, MOST_TRIALS = 16 };
+
+static int draw_colour(const Colours *c, const double *mass, double uniform) {
+    int blocks = (c->n + PALETTE_BLOCK - 1) / PALETTE_BLOCK, block = 0, chosen = 0;
+    double total = 0, at = 0;
+    for (int i = 0; i < blocks; i++) total += mass[i];
+    double goal = total * uniform;
+    while (block + 1 < blocks && at + mass[block] <= goal) at += mass[block++];
+    for (int i = block * PALETTE_BLOCK; i < c->n && at <= goal; i++) {
+        if (c->distance[i] > 0) chosen = i;
+        at += c->count[i] * (double)c->distance[i];
+    }
+    return chosen;
+}
+
+/* The mass of the block of colours that begins at `start` were colour `chosen` a centre; unless
+   `owner` is -1 it is made one, by that number, and the block's distances and owners follow. */
+static double block_mass(const Colours *c, int start, int chosen, int owner) {
+    int n = c->n - start < PALETTE_BLOCK ? c->n - start : PALETTE_BLOCK;
+    const real *red = c->plane + start, *green = red + c->n, *blue = green + c->n;
+    real r0 = red[chosen - start], g0 = green[chosen - start], b0 = blue[chosen - start];
+    real *distance = c->distance + start;
+    const uint32_t *count = c->count + start;
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < n; i++) {
+        real r = red[i] - r0, g = green[i] - g0, b = blue[i] - b0, square = r * r + g * g + b * b;
+        sum += count[i] * (double)(square < distance[i] ? square : distance[i]);
+    }
+    for (int i = 0; i < n && owner >= 0; i++) {
+        real r = red[i] - r0, g = green[i] - g0, b = blue[i] - b0, square = r * r + g * g + b * b;
+        c->owner[start + i] = square < distance[i] ? (uint16_t)owner : c->owner[start + i];
+        distance[i] = square < distance[i] ? square : distance[i];
+    }
+    return sum;
+}
+
+/* Of the drawn colours the one that, as a centre, would leave the least mass. */
+static int best_of(const Colours *c, const int *drawn, int trials) {
+    double left[MOST_TRIALS] = {0};
+    int best = 0;
+#pragma omp parallel for schedule(static) reduction(+ : left)
+    for (int start = 0; start < c->n; start += PALETTE_BLOCK)
+        for (int trial = 0; trial < trials; trial++) // within a block: it stays in the cache
+            left[trial] += block_mass(c, start, drawn[trial], -1);
+    for (int trial = 1; trial < trials; trial++)
+        if (left[trial] < left[best]) best = trial;
+    return drawn[best];
+}
 
 static void choose_centres(const Centres *centres, const Colours *c, uint64_t seed, double *mass) {
-    int K = centres->K, blocks = (c->n + PALETTE_BLOCK - 1) / PALETTE_BLOCK;
-    for (int i = 0; i < c->n; i++) c->distance[i] = 1; // the first: by count alone
-    for (int k = 0; k <= K; k++) {
-        real new[3] = {0, 0, 0};
-        for (int j = 0; j < 3 && k; j++) new[j] = centres->plane[j * K + k - 1];
+    int K = centres->K, drawn[MOST_TRIALS];
+    for (int i = 0; i < c->n; i++) {
+        c->distance[i] = 1e6; // of all: the first centre is drawn by count alone
+        mass[i / PALETTE_BLOCK] += 1e6 * c->count[i];
+    }
+    for (int k = 0; k < K; k++) {
+        int trials = k ? 2 + (int)log(K) : 1;
+        for (int trial = 0; trial < trials; trial++) {
+            uint64_t stream = stream_of(FOR_PALETTE, (uint64_t)trial);
+            drawn[trial] = draw_colour(c, mass, random_uniform(seed, stream, (uint64_t)k));
+        }
+        int chosen = best_of(c, drawn, trials);
+        for (int j = 0; j < 3; j++) centres->plane[j * K + k] = c->plane[(size_t)j * c->n + chosen];
 #pragma omp parallel for schedule(static)
-        for (int block = 0; block < blocks; block++) {
-            int end = (block + 1) * PALETTE_BLOCK < c->n ? (block + 1) * PALETTE_BLOCK : c->n;
-            mass[block] = 0;
-            for (int i = block * PALETTE_BLOCK; i < end; i++) {
-                real r = c->rgb[3 * i] - new[0], g = c->rgb[3 * i + 1] - new[1];
-                real b = c->rgb[3 * i + 2] - new[2], square = r *r + g *g + b *b;
-                if (k && (k == 1 || square < c->distance[i])) {
-                    c->distance[i] = square;
-                    c->owner[i] = (uint16_t)(k - 1);
-                }
-                mass[block] += c->count[i] * (double)c->distance[i];
-            }
-        }
-        if (k == K) break;
-        double total = 0, at = 0;
-        for (int block = 0; block < blocks; block++) total += mass[block];
-        double goal = total * random_uniform(seed, stream_of(FOR_PALETTE, 0), (uint64_t)k);
-        int block = 0, chosen = 0;
-        while (block + 1 < blocks && at + mass[block] <= goal) at += mass[block++];
-        for (int i = block * PALETTE_BLOCK; i < c->n && at <= goal; i++) {
-            if (c->distance[i] > 0) chosen = i;
-            at += c->count[i] * (double)c->distance[i];
-        }
-        for (int j = 0; j < 3; j++) centres->plane[j * K + k] = c->rgb[3 * chosen + j];
+        for (int start = 0; start < c->n; start += PALETTE_BLOCK)
+            mass[start / PALETTE_BLOCK] = block_mass(c, start, chosen, k);
     }
 }
 
@@ -1722,7 +1760,7 @@ static int assign(const Centres *centres, const Colours *c, const Neighbour *nea
     int changed = 0, known = centres->K < NEAR ? centres->K : NEAR;
 #pragma omp parallel for schedule(dynamic, PALETTE_BLOCK) reduction(+ : changed)
     for (int i = 0; i < c->n; i++) {
-        const real *colour = c->rgb + 3 * (size_t)i;
+        const real colour[3] = {c->plane[i], c->plane[c->n + i], c->plane[2 * c->n + i]};
         const Neighbour *list = near + (size_t)c->owner[i] * NEAR;
         int best = c->owner[i], j = 0;
         real least = squared_distance(centres, best, colour);
@@ -1747,7 +1785,8 @@ static void move_centres(const Centres *centres, const Colours *c, uint64_t *sum
     memset(sums, 0, 4 * (size_t)K * sizeof *sums); // (K, 4): red, green, blue, pixels
     for (int i = 0; i < c->n; i++) {
         uint64_t *sum = sums + 4 * (size_t)c->owner[i];
-        for (int j = 0; j < 3; j++) sum[j] += (uint64_t)c->rgb[3 * i + j] * c->count[i];
+        for (int j = 0; j < 3; j++)
+            sum[j] += (uint64_t)c->plane[(size_t)j * c->n + i] * c->count[i];
         sum[3] += c->count[i];
     }
     for (int k = 0; k < K; k++)
@@ -4191,7 +4230,7 @@ static const Option option_table[] = {
     {"micro-batch", WHOLE, AT(micro_batch), TRAIN | INFO | BENCH, "", "N", 1, 65536,
      "images in a pass; gradients add up to the batch"},
     {"micro-batch", WHOLE, AT(micro_batch), FINETUNE, "", "N", 1, 65536,
-     "images in a pass; default as many as take about 1 GB"},
+     "images in a pass; default as many as take about 50 MB, which caches like"},
     {"recompute", FLAG, AT(recompute), TRAIN | FINETUNE | INFO, "", "", 0, 0,
      "keep only each block's input and run the block again in backward: less memory"},
     {"steps", WHOLE, AT(steps), TRAIN, "", "N", 1, INT_MAX / 2, "steps of Adam"},
@@ -4240,7 +4279,7 @@ static const struct {
     double lr;
 } presets[] = {
     // in the order of --preset's words
-    {"tiny", 4, 128, 4, 16, 64, 16, 16, 1500, 0.004},
+    {"tiny", 4, 128, 4, 16, 64, 16, 4, 1200, 0.004},
     {"igpt-s", 24, 512, 8, 32, 512, 128, 4, 1000000, 0.003},
     {"igpt-m", 36, 1024, 8, 32, 512, 128, 2, 1000000, 0.003},
     {"igpt-l", 48, 1536, 16, 32, 512, 128, 1, 1000000, 0.001},
@@ -4926,7 +4965,7 @@ static int run_load(Run *r, Options *o, Safetensors *state) {
 static void run_defaults(const Run *r, Options *o) {
     double image = (double)o->n_px * o->n_px * o->n_embd * o->n_layer; // 40 bytes each are kept
     if (o->micro_batch < 0)
-        for (o->micro_batch = o->batch; o->micro_batch > 1 && o->micro_batch * image > 25e6;)
+        for (o->micro_batch = o->batch; o->micro_batch > 1 && o->micro_batch * image > 1.25e6;)
             o->micro_batch = (o->micro_batch + 1) / 2;
     if (o->warmup < 0) {
         o->warmup = r->data.train.n / o->batch;
@@ -5658,19 +5697,6 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The median time of several runs, after one that warms up; fewer runs where one takes long. */
-static double bench_time(void (*run)(void *), void *context) {
-    double seconds[BENCH_RUNS], began = seconds_now();
-    int n = 0;
-    for (run(context); n < BENCH_RUNS && (n < 3 || seconds_now() - began < 3); n++) {
-        double from = seconds_now();
-        run(context);
-        seconds[n] = seconds_now() - from;
-    }
-    qsort(seconds, (size_t)n, sizeof *seconds, ascending);
-    return seconds[n / 2];
-}
-
 enum { PEAK_SUMS = 12, PEAK_STEPS = 2000000 };
 
 /* Nothing but multiply-adds on registers, in enough independent chains to keep the units busy. */
@@ -5711,6 +5737,35 @@ static void stream_run(void *context) {
     }
 }
 
+/* What a share is of: arithmetic or memory at its best, with the work of one run. */
+typedef struct {
+    void (*run)(void *);
+    void *context;
+    double work; // 1e9 operations or bytes
+} Best;
+
+static double timed(void (*run)(void *), void *context) {
+    double from = seconds_now();
+    run(context);
+    return seconds_now() - from;
+}
+
+/* The median time of several runs, after one that warms up; fewer runs where one takes long.
+   *reached: the median rate of what is best, measured in turn with them, since a machine that others
+   use, too, is not equally fast from one second to the next. */
+static double bench_time(void (*run)(void *), void *context, const Best *best, double *reached) {
+    double seconds[BENCH_RUNS], rates[BENCH_RUNS], began = seconds_now();
+    int n = 0;
+    for (run(context); n < BENCH_RUNS && (n < 3 || seconds_now() - began < 3); n++) {
+        rates[n] = best->work / timed(best->run, best->context);
+        seconds[n] = timed(run, context);
+    }
+    qsort(seconds, (size_t)n, sizeof *seconds, ascending);
+    qsort(rates, (size_t)n, sizeof *rates, ascending);
+    *reached = rates[n / 2];
+    return seconds[n / 2];
+}
+
 typedef struct {
     int M, N, K, transpose_a, transpose_b;
     const real *a, *b;
@@ -5725,14 +5780,14 @@ static void product_run(void *context) {
 }
 
 /* The products of one layer: x w, dout w' and x' dout for each of its four matrices. */
-static int bench_products(Bench *b, const char *model, const Config *c, int B, double peak) {
+static int bench_products(Bench *b, const char *model, const Config *c, int B, const Best *peak) {
     int d = c->n_embd, rows = B * c->n_px * c->n_px, count = 0;
     const struct {
         const char *name;
         int in, out;
     } linear[] = {
         {"c_attn", d, 3 * d}, {"attn.c_proj", d, d}, {"c_fc", d, 4 * d}, {"mlp.c_proj", 4 * d, d}};
-    double logs = 0;
+    double logs = 0, logs_peak = 0, reached;
     size_t most = (size_t)rows * 4 * (size_t)d + 16 * (size_t)d * (size_t)d;
     real *x = zalloc(3 * most, sizeof *x);
     if (!x) return -1;
@@ -5746,17 +5801,18 @@ static int bench_products(Bench *b, const char *model, const Config *c, int B, d
         p.K = kind == 0 ? in : kind == 1 ? out : rows;
         p.transpose_a = kind == 2;
         p.transpose_b = kind == 1;
-        double gflops = 2e-9 * p.M * p.N * p.K / bench_time(product_run, &p);
+        double gflops = 2e-9 * p.M * p.N * p.K / bench_time(product_run, &p, peak, &reached);
         char name[48];
         snprintf(name, sizeof name, "%s %s %s", model, linear[i / 3].name, kinds[kind]);
-        bench_add(b, name, gflops, "GFLOP/s", peak);
+        bench_add(b, name, gflops, "GFLOP/s", reached);
         logs += log(gflops);
+        logs_peak += log(reached);
         count++;
     }
     free(x);
     char name[48];
     snprintf(name, sizeof name, "%s matmul, geometric mean", model);
-    bench_add(b, name, exp(logs / count), "GFLOP/s", peak);
+    bench_add(b, name, exp(logs / count), "GFLOP/s", exp(logs_peak / count));
     return 0;
 }
 
@@ -5766,7 +5822,7 @@ typedef struct {
     Sampler *sampler;
     real *grads, *first, *second;
     uint16_t *tokens;
-    int B, t;
+    int B, passes, t;
 } Step;
 
 static void step_free(Step *s) {
@@ -5780,12 +5836,15 @@ static void step_free(Step *s) {
 static void step_run(void *context) {
     Step *s = context;
     Batch batch = {.B = s->B, .tokens = s->tokens};
-    objective(&s->model, s->acts, &batch, 1, 0, 1.0 / s->B, s->grads);
+    for (int i = 0; i < s->passes; i++)
+        objective(&s->model, s->acts, &batch, 1, 0, 1.0 / (s->B * s->passes), s->grads);
     adam_step(s->model.params, s->grads, s->first, s->second, s->model.n_params, 1, 1e-4);
 }
 
-static int bench_step(Bench *b, const char *name, const Config *c, int B, double peak) {
-    Step s = {.B = B};
+/* A step of training: passes over B images, four at most (the default's batch), then Adam. */
+static int bench_step(Bench *b, const char *name, const Config *c, int batch, int B,
+                      const Best *peak) {
+    Step s = {.B = B, .passes = batch < B ? 1 : batch / B < 4 ? batch / B : 4};
     if (model_init(&s.model, *c)) return -1;
     size_t n = s.model.n_params, T = dimension(c, DIM_T);
     model_randomise(&s.model, 1);
@@ -5797,10 +5856,11 @@ static int bench_step(Bench *b, const char *name, const Config *c, int B, double
         s.first = s.grads + n;
         s.second = s.first + n;
         for (size_t i = 0; i < (size_t)B * T; i++) s.tokens[i] = (uint16_t)(i % (size_t)c->n_vocab);
-        double seconds = bench_time(step_run, &s);
+        double reached, seconds = bench_time(step_run, &s, peak, &reached);
         char text[48];
         snprintf(text, sizeof text, "%s, training step", name);
-        bench_add(b, text, 3e-9 * forward_flops(&s.model) * B / seconds, "GFLOP/s", peak);
+        bench_add(b, text, 3e-9 * forward_flops(&s.model) * B * s.passes / seconds, "GFLOP/s",
+                  reached);
     }
     step_free(&s);
     return ready ? 0 : -1;
@@ -5816,7 +5876,7 @@ static void positions_run(void *context) {
 
 /* Sampling at the size of igpt-s. One image: limited by reading, once a position, all weights of
    the products and the keys and values of half a picture. */
-static int bench_sampling(Bench *b, const Config *c, double bandwidth, double peak) {
+static int bench_sampling(Bench *b, const Config *c, const Best *memory, const Best *peak) {
     Step s = {.t = c->n_px * c->n_px / 2};
     if (model_init(&s.model, *c)) return -1;
     model_randomise(&s.model, 1);
@@ -5829,12 +5889,13 @@ static int bench_sampling(Bench *b, const Config *c, double bandwidth, double pe
         s.sampler = sampler_new(c, B);
         ready = s.sampler != NULL;
         if (!ready) break;
-        double seconds = bench_time(positions_run, &s) / BENCH_POSITIONS;
+        double reached, seconds = bench_time(positions_run, &s, B == 1 ? memory : peak, &reached);
+        seconds /= BENCH_POSITIONS;
         snprintf(name, sizeof name, "igpt-s sampling, %d at a time", B);
-        if (B == 1) bench_add(b, name, read * sizeof(real) / 1e9 / seconds, "GB/s", bandwidth);
+        if (B == 1) bench_add(b, name, read * sizeof(real) / 1e9 / seconds, "GB/s", reached);
         else
             bench_add(b, name, forward_flops(&s.model) / 1e9 / (c->n_px * c->n_px) * B / seconds,
-                      "GFLOP/s", peak);
+                      "GFLOP/s", reached);
         free(s.sampler);
         s.sampler = NULL;
     }
@@ -5880,22 +5941,25 @@ static int command_bench(Options *o) {
     Config own = config_of(o),
            small = {.n_px = 32, .n_vocab = 512, .n_embd = 512, .n_head = 8, .n_layer = 4};
     if (config_check(&own)) return -1;
-    double sums[1024], flops = 2.0 * PEAK_SUMS * VL * PEAK_STEPS * threads_get();
+    double sums[1024], reached;
     Stream stream = {.n = (size_t)1 << 27};
     stream.x = zalloc(stream.n, sizeof *stream.x);
     if (!stream.x) return -1;
-    double peak = bench_add(&b, "FMA peak", flops / 1e9 / bench_time(peak_run, sums), "GFLOP/s", 0);
-    double bandwidth = bench_add(
-        &b, "memory read", (double)stream.n * sizeof(real) / 1e9 / bench_time(stream_run, &stream),
-        "GB/s", 0);
-    free(stream.x);
+    Best peak = {peak_run, sums, 2e-9 * PEAK_SUMS * VL * PEAK_STEPS * threads_get()};
+    Best memory = {stream_run, &stream, 1e-9 * (double)stream.n * sizeof(real)};
+    bench_add(&b, "FMA peak", peak.work / bench_time(peak_run, sums, &peak, &reached), "GFLOP/s",
+              0);
+    bench_add(&b, "memory read", memory.work / bench_time(stream_run, &stream, &memory, &reached),
+              "GB/s", 0);
     const char *name = presets[o->preset].name;
-    int bad = bench_products(&b, "igpt-s", &small, 2, peak) ||
-              bench_products(&b, name, &own, o->micro_batch, peak) ||
-              bench_step(&b, "igpt-s width", &small, 2, peak) ||
-              bench_step(&b, name, &own, o->micro_batch, peak);
+    int bad = bench_products(&b, "igpt-s", &small, 2, &peak) ||
+              bench_products(&b, name, &own, o->micro_batch, &peak) ||
+              bench_step(&b, "igpt-s width", &small, 2, 2, &peak) ||
+              bench_step(&b, name, &own, o->batch, o->micro_batch, &peak);
     small.n_layer = 24;
-    bad = bad || bench_sampling(&b, &small, bandwidth, peak) || bench_palette(&b);
+    bad = bad || bench_sampling(&b, &small, &memory, &peak);
+    free(stream.x);
+    bad = bad || bench_palette(&b);
     return bad || (o->csv && bench_csv(&b, o->csv)) ? -1 : 0;
 }
 
