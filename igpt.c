@@ -435,8 +435,8 @@ static inline __attribute__((always_inline)) void transpose(real *out, size_t ou
 #endif
 }
 
-/* Copy one panel: out[k * width + i] = x[i * step + k * k_step] for i < used; the others are never
-   looked at. Where width is no multiple of VL, a row's surplus lanes are overwritten by the next
+/* Copy one panel: out[k * width + i] = x[i * step + k * k_step] for i < used; what the others hold
+   reaches no result. Where width is no multiple of VL, a row's surplus lanes are overwritten by the next
    row's first, which come later; the last row's fall into the gap between panels. */
 static inline __attribute__((always_inline)) void pack(real *out, const int width, int used, int K,
                                                        const real *x, size_t step, size_t k_step) {
@@ -560,9 +560,9 @@ static void multiply_block(int M, int N, int K, const real *a, size_t a_row, siz
 
 /* Few rows (sampling a few pictures): packing B would cost as much as reading it. Its rows are read
    where they lie, once, and added into sums that stay in the first-level cache: eight at a time, or,
-   where reading is all there is to wait for, one, since memory delivers a single run fastest. The
-   order of summation is that of the tiles, so a picture does not depend on how many are drawn with
-   it. */
+   for one row of A and a B too large for caches, one, since memory delivers a single run fastest.
+   The order of summation is that of the tiles, so a picture does not depend on how many are drawn
+   with it. */
 enum { THIN_M = 16, THIN_SUMS = 4096, THIN_ROWS = 8 };
 
 /* sums (M, width) += x (M, rows) b (rows, n); `rows` is a constant in each call. */
@@ -589,13 +589,13 @@ static inline __attribute__((always_inline)) void thin_rows(const int rows, int 
 static void multiply_thin(int M, int N, int K, const real *a, size_t a_row, size_t a_col,
                           const real *b, size_t b_row, real *c, size_t c_row, int accumulate) {
     _Alignas(64) real sums[THIN_SUMS], x[THIN_M * THIN_ROWS];
-    int width = THIN_SUMS / M / VL * VL;
+    int width = THIN_SUMS / M / VL * VL, from_memory = M == 1 && (double)N * K >= 1 << 17;
     for (int j0 = 0; j0 < N; j0 += width)
         for (int k0 = 0; k0 < K; k0 += KC) {
             int n = N - j0 < width ? N - j0 : width, k1 = K - k0 < KC ? K : k0 + KC;
             for (int i = 0; i < M; i++) memset(sums + i * width, 0, (size_t)n * sizeof *sums);
             for (int k = k0, rows; k < k1; k += rows) {
-                rows = M <= 2 || k1 - k < THIN_ROWS ? 1 : THIN_ROWS;
+                rows = from_memory || k1 - k < THIN_ROWS ? 1 : THIN_ROWS;
                 for (int i = 0; i < M; i++)
                     for (int r = 0; r < rows; r++)
                         x[i * rows + r] = a[(size_t)i * a_row + (size_t)(k + r) * a_col];
@@ -786,8 +786,8 @@ static real softmax_row(real *row, int n, real *lse) {
 
 /* Attention: P = softmax(Q K' / sqrt(hs)), out = P V, for each image and head; hs = d / H.
 
-   P would be T x T. Only a band of it exists at a time (for each thread), and causal attention
-   computes only what is seen of it (#): time and memory for the rest are never spent.
+   P would be T x T. Only a band of it exists at a time (for each thread), and of a causal one only
+   the rows that are seen (#): memory and time for the rest are never spent.
 
           forward: NR queries side by side          backward: NR keys side by side
                    queries                                   keys
@@ -810,7 +810,7 @@ typedef struct {
     real *rows[2];   // (T, hs) V; Q and dout
     real *panels[2]; // (T, hs) K; Q and dout, packed as A: panels of MR rows
     real *bands[2];  // (hs, NR) q'; k' and v'
-    real *scores[2]; // (T + MR, NR) p; p and ds
+    real *scores[2]; // (T, NR) p; p and ds
     real *k;         // (NR, hs) k packed as B: panels of NR columns
     real *product;   // (hs, NR) before it is transposed
     real *dq, *D;    // (T, hs), (T)
@@ -828,7 +828,7 @@ static size_t head_place(Head *s, real *base, int T, int hs) {
         s->rows[i] = carve(base, &used, n);
         s->panels[i] = carve(base, &used, (size_t)((T + MR - 1) / MR) * head_panel(hs));
         s->bands[i] = carve(base, &used, (size_t)hs * NR);
-        s->scores[i] = carve(base, &used, (size_t)(T + MR) * NR);
+        s->scores[i] = carve(base, &used, (size_t)T * NR);
     }
     s->k = carve(base, &used, (size_t)((hs + NR - 1) / NR) * NR * NR);
     s->product = carve(base, &used, (size_t)hs * NR);
@@ -871,8 +871,10 @@ static void head_sums(real *out, size_t step, int columns, const real *x, const 
                       int hs, real *product) {
     int tiles = (hs + MR - 1) / MR, height = (hs + tiles - 1) / tiles; // of even height
     for (int i = 0; i < hs; i += height)
-        tile_at(hs - i < height ? hs - i : height, NR, n, x + i, 1, (size_t)hs, p, product + i * NR,
-                NR, 0);
+        for (int k0 = 0; k0 < n; k0 += KC)
+            tile_at(hs - i < height ? hs - i : height, NR, n - k0 < KC ? n - k0 : KC,
+                    x + (size_t)k0 * hs + i, 1, (size_t)hs, p + k0 * NR, product + i * NR, NR,
+                    k0 > 0);
     int whole = hs / VL * VL, j = 0;
     for (; j + VL <= columns; j += VL)
         for (int i = 0; i < whole; i += VL)
@@ -901,6 +903,7 @@ static void softmax_columns(real *p, int n, int first, real scale, real *sum, re
     for (int j = 0; j < NR; j++) lse[j] = scale * max[j] + (real)log(sum[j]);
 }
 
+/* A thread owns an image's head, here and in backward: of B * H threads all are busy. */
 void attention_forward(real *out, real *lse, const real *qkv, int B, int T, int d, int H,
                        int causal, real *scratch, int threads) {
     (void)threads; // a pragma alone reads it
@@ -917,14 +920,15 @@ void attention_forward(real *out, real *lse, const real *qkv, int B, int T, int 
         head_gather(s.rows[0], NULL, q + 2 * d, row, T, hs);    // V
         for (int i0 = 0; i0 < T; i0 += NR) {
             int queries = T - i0 < NR ? T - i0 : NR, keys = causal ? i0 + queries : T;
-            real *band = o + (size_t)i0 * d;
+            real *o_band = o + (size_t)i0 * d;
             pack(s.bands[0], NR, queries, hs, q + i0 * row, row, 1);
             head_scores(s.scores[0], s.panels[0], s.bands[0], keys, hs);
             softmax_columns(s.scores[0], keys, causal ? i0 : T, scale, sum, log_sum);
-            head_sums(band, (size_t)d, queries, s.rows[0], s.scores[0], keys, hs, s.product);
+            head_sums(o_band, (size_t)d, queries, s.rows[0], s.scores[0], keys, hs, s.product);
             for (int i = 0; i < queries; i++) {
+                real inverse = 1 / sum[i];
                 lse[(size_t)head * T + i0 + i] = log_sum[i];
-                for (int j = 0; j < hs; j++) band[(size_t)i * d + j] *= 1 / sum[i];
+                for (int j = 0; j < hs; j++) o_band[(size_t)i * d + j] *= inverse;
             }
         }
     }
@@ -972,7 +976,7 @@ void attention_backward(real *dqkv, const real *dout, const real *qkv, const rea
         }
         for (int j0 = 0; j0 < T; j0 += NR) {
             int keys = T - j0 < NR ? T - j0 : NR, i0 = causal ? j0 / MR * MR : 0, n = T - i0;
-            size_t panel = (size_t)(i0 / MR) * head_panel(hs), first = (size_t)i0 * hs;
+            size_t panel = (size_t)(i0 / MR) * head_panel(hs), i0_hs = (size_t)i0 * hs;
             const real *k = qkv + in + j0 * row + d, *v = k + d;
             real *dk = dqkv + in + j0 * row + d, *dv = dk + d;
             pack(s.bands[0], NR, keys, hs, k, row, 1);
@@ -982,12 +986,12 @@ void attention_backward(real *dqkv, const real *dout, const real *qkv, const rea
             head_scores(ds, s.panels[1] + panel, s.bands[1], n, hs);
             softmax_columns_backward(p, ds, n, causal ? j0 - i0 : -T, keys, scale,
                                      lse + (size_t)head * T + i0, s.D + i0);
-            head_sums(dk, row, keys, s.rows[0] + first, ds, n, hs, s.product);
-            head_sums(dv, row, keys, s.rows[1] + first, p, n, hs, s.product);
+            head_sums(dk, row, keys, s.rows[0] + i0_hs, ds, n, hs, s.product);
+            head_sums(dv, row, keys, s.rows[1] + i0_hs, p, n, hs, s.product);
             for (int i = 0; i < n; i += MR)
                 for (int j = 0; j < hs; j += NR)
                     tile_at(n - i < MR ? n - i : MR, hs - j < NR ? hs - j : NR, keys, ds + i * NR,
-                            NR, 1, s.k + j * NR, s.dq + first + (size_t)(i * hs + j), (size_t)hs,
+                            NR, 1, s.k + j * NR, s.dq + i0_hs + (size_t)(i * hs + j), (size_t)hs,
                             j0 > 0);
         }
         for (int t = 0; t < T; t++)
@@ -1270,9 +1274,13 @@ size_t activations_bytes(const Config *c, int B, int keep) {
     return HEADER + activations_place(&s, NULL, c, B, keep);
 }
 
+static int pass_check(const Config *c, int B) {
+    if ((double)B * c->n_px * c->n_px <= INT_MAX) return 0;
+    return fail("a pass over %d images of %d x %d is too large", B, c->n_px, c->n_px);
+}
+
 Activations *activations_new(const Config *c, int B, int keep) {
-    if ((double)B * c->n_px * c->n_px > INT_MAX)
-        return fail("a pass over %d images of %d x %d is too large", B, c->n_px, c->n_px), NULL;
+    if (pass_check(c, B)) return NULL;
     Activations *s = zalloc(activations_bytes(c, B, keep), 1);
     if (!s) return NULL;
     s->threads = threads_get();
@@ -1670,7 +1678,7 @@ static int draw_colour(const Colours *c, const double *mass, double uniform) {
 static double block_mass(const Colours *c, int start, int chosen, int owner) {
     int n = c->n - start < PALETTE_BLOCK ? c->n - start : PALETTE_BLOCK;
     const real *red = c->plane + start, *green = red + c->n, *blue = green + c->n;
-    real r0 = red[chosen - start], g0 = green[chosen - start], b0 = blue[chosen - start];
+    real r0 = c->plane[chosen], g0 = c->plane[c->n + chosen], b0 = c->plane[2 * c->n + chosen];
     real *distance = c->distance + start;
     const uint32_t *count = c->count + start;
     double sum = 0;
@@ -1679,7 +1687,8 @@ static double block_mass(const Colours *c, int start, int chosen, int owner) {
         real r = red[i] - r0, g = green[i] - g0, b = blue[i] - b0, square = r * r + g * g + b * b;
         sum += count[i] * (double)(square < distance[i] ? square : distance[i]);
     }
-    for (int i = 0; i < n && owner >= 0; i++) {
+    if (owner < 0) return sum;
+    for (int i = 0; i < n; i++) {
         real r = red[i] - r0, g = green[i] - g0, b = blue[i] - b0, square = r * r + g * g + b * b;
         c->owner[start + i] = square < distance[i] ? (uint16_t)owner : c->owner[start + i];
         distance[i] = square < distance[i] ? square : distance[i];
@@ -1703,7 +1712,7 @@ static int best_of(const Colours *c, const int *drawn, int trials) {
 static void choose_centres(const Centres *centres, const Colours *c, uint64_t seed, double *mass) {
     int K = centres->K, drawn[MOST_TRIALS];
     for (int i = 0; i < c->n; i++) {
-        c->distance[i] = 1e6; // of all: the first centre is drawn by count alone
+        c->distance[i] = 1e6; // beyond all others: the first is drawn by count alone and takes all
         mass[i / PALETTE_BLOCK] += 1e6 * c->count[i];
     }
     for (int k = 0; k < K; k++) {
@@ -4230,7 +4239,7 @@ static const Option option_table[] = {
     {"micro-batch", WHOLE, AT(micro_batch), TRAIN | INFO | BENCH, "", "N", 1, 65536,
      "images in a pass; gradients add up to the batch"},
     {"micro-batch", WHOLE, AT(micro_batch), FINETUNE, "", "N", 1, 65536,
-     "images in a pass; default as many as take about 50 MB, which caches like"},
+     "images in a pass; default as many as take about 50 MB, near what caches hold"},
     {"recompute", FLAG, AT(recompute), TRAIN | FINETUNE | INFO, "", "", 0, 0,
      "keep only each block's input and run the block again in backward: less memory"},
     {"steps", WHOLE, AT(steps), TRAIN, "", "N", 1, INT_MAX / 2, "steps of Adam"},
@@ -4426,7 +4435,8 @@ static void preset_apply(Options *o) {
     int most = presets[o->preset].micro_batch;
     for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
         if (*fields[k].value < 0) *fields[k].value = fields[k].preset;
-    if (o->micro_batch < 0) o->micro_batch = o->batch < most ? o->batch : most;
+    if (o->micro_batch < 0) o->micro_batch = most;
+    if (o->micro_batch > o->batch) o->micro_batch = o->batch;
     if (o->lr < 0) o->lr = presets[o->preset].lr;
 }
 
@@ -5841,7 +5851,8 @@ static void step_run(void *context) {
     adam_step(s->model.params, s->grads, s->first, s->second, s->model.n_params, 1, 1e-4);
 }
 
-/* A step of training: passes over B images, four at most (the default's batch), then Adam. */
+/* A step of training: passes over B images, then Adam. Four passes at most, which is the default
+   model's batch: of the large ones a whole step would take minutes. */
 static int bench_step(Bench *b, const char *name, const Config *c, int batch, int B,
                       const Best *peak) {
     Step s = {.B = B, .passes = batch < B ? 1 : batch / B < 4 ? batch / B : 4};
@@ -5940,9 +5951,9 @@ static int command_bench(Options *o) {
     preset_apply(o);
     Config own = config_of(o),
            small = {.n_px = 32, .n_vocab = 512, .n_embd = 512, .n_head = 8, .n_layer = 4};
-    if (config_check(&own)) return -1;
+    if (config_check(&own) || pass_check(&own, o->micro_batch)) return -1;
     double sums[1024], reached;
-    Stream stream = {.n = (size_t)1 << 27};
+    Stream stream = {.n = (size_t)1 << 26};
     stream.x = zalloc(stream.n, sizeof *stream.x);
     if (!stream.x) return -1;
     Best peak = {peak_run, sums, 2e-9 * PEAK_SUMS * VL * PEAK_STEPS * threads_get()};

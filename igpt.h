@@ -85,7 +85,7 @@ void embed_backward(real *dwte, real *dwpe, const real *dh, const uint16_t *toke
 /* Multi-head attention. qkv (B, T, 3d) = [q | k | v], each (H, d / H) within; out (B, T, d).
    lse (B, H, T): log-sum-exp of each row of scores, which backward needs. causal: position t sees
    0..t, else all. scratch: space for attention_scratch(T, d / H) reals for each of `threads`
-   threads, on a boundary of 64 bytes. Backward writes dqkv (B, T, 3d). Dao et al. 2022 show why
+   threads, on a boundary of 64 bytes, whatever is in it. Backward writes dqkv (B, T, 3d). Dao et al. 2022 show why
    the rows' log-sum-exp is enough. */
 void attention_forward(real *out, real *lse, const real *qkv, int B, int T, int d, int H,
                        int causal, real *scratch, int threads);
