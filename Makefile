@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: MIT
 #
 #   make            the program, ./igpt
-#   make test       all tests
-#   make bench      what this machine reaches, against its own peak
+#   make test       all tests: in float, in double, and on the plain routines
+#   make gradcheck  every gradient against central differences and against PyTorch
+#   make bench      what this machine reaches, against its own peak; CSV=FILE: into that file, too
 #   make fuzz       strange files for every reader, FUZZ_SECONDS=1200; needs clang
 #   make clean
 #
 # make ARCH= builds for any machine of this kind instead of this one; make OPENMP=-fopenmp-simd without
-# threads.
+# threads; make PLAIN=-DIGPT_PLAIN on the plain routines.
 
 CC ?= cc
 ARCH ?= -march=native
@@ -23,31 +24,41 @@ OPENMP := $(or $(call try,-fopenmp),$(call try,-fopenmp-simd),-Wno-unknown-pragm
 WIDE := $(call try,-mprefer-vector-width=512)
 # sqrt need not set errno, and ?: may be computed without a branch: both leave every result as it is.
 FLAGS := -std=gnu11 $(CFLAGS) $(call try,$(ARCH)) $(WIDE) -fno-math-errno -fno-trapping-math $(WARN) $(OPENMP)
+LIBRARY = $(FLAGS) -DIGPT_NO_MAIN -I.
 
 igpt: igpt.c igpt.h Makefile
-	$(CC) $(FLAGS) igpt.c -o $@ -lm
+	$(CC) $(FLAGS) $(PLAIN) igpt.c -o $@ -lm
 
 test_igpt: test_igpt.c igpt.c igpt.h Makefile
-	$(CC) $(FLAGS) -DIGPT_NO_MAIN test_igpt.c igpt.c -o $@ -lm
+	$(CC) $(LIBRARY) test_igpt.c igpt.c -o $@ -lm
 
 test_igpt_double: test_igpt.c igpt.c igpt.h Makefile
-	$(CC) $(FLAGS) -DIGPT_NO_MAIN -DIGPT_DOUBLE test_igpt.c igpt.c -o $@ -lm
+	$(CC) $(LIBRARY) -DIGPT_DOUBLE test_igpt.c igpt.c -o $@ -lm
+
+test_igpt_plain: test_igpt.c igpt.c igpt.h Makefile
+	$(CC) $(LIBRARY) -DIGPT_PLAIN test_igpt.c igpt.c -o $@ -lm
 
 # Some tests run more threads than there are cores: those that wait should sleep.
-test: igpt test_igpt test_igpt_double
-	@OMP_WAIT_POLICY=passive ./test_igpt ./test_igpt_double
+test: igpt test_igpt test_igpt_double test_igpt_plain
+	@OMP_WAIT_POLICY=passive ./test_igpt ./test_igpt_double ./test_igpt_plain
 
-bench: igpt
-	@./igpt bench
+gradcheck: test_igpt_double
+	@OMP_WAIT_POLICY=passive ./test_igpt_double --table
+
+bench_igpt: data/bench.c igpt.c igpt.h Makefile
+	$(CC) $(LIBRARY) data/bench.c igpt.c -o $@ -lm
+
+bench: bench_igpt
+	@./bench_igpt $(CSV)
 
 FUZZ_SECONDS ?= 1200
 fuzz:
 	clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
-	    -Wno-unknown-pragmas -DIGPT_NO_MAIN -DIGPT_FUZZ test_igpt.c igpt.c -o fuzz_igpt -lm
+	    -Wno-unknown-pragmas -DIGPT_NO_MAIN -I. data/fuzz.c igpt.c -o fuzz_igpt -lm
 	@corpus=$$(mktemp -d); ./fuzz_igpt -max_total_time=$(FUZZ_SECONDS) -max_len=8192 \
 	    -artifact_prefix=fuzz_ $$corpus; status=$$?; rm -r $$corpus; exit $$status
 
 clean:
-	rm -f igpt test_igpt test_igpt_double fuzz_igpt
+	rm -f igpt test_igpt test_igpt_double test_igpt_plain bench_igpt fuzz_igpt
 
-.PHONY: test bench fuzz clean
+.PHONY: test gradcheck bench fuzz clean

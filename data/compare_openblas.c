@@ -41,8 +41,8 @@ static double compare(const char *name, int M, int N, int K, int ta, int tb) {
     for (size_t i = 0; i < (size_t)K * (size_t)N; i++) b[i] = (float)(i % 13) / 13 - 0.5f;
     for (int run = -1; run < RUNS; run++) { // the first one warms up
         double t0 = now();
-        matmul(M, N, K, a, (size_t)(ta ? 1 : K), (size_t)(ta ? M : 1), b, (size_t)(tb ? 1 : N),
-               (size_t)(tb ? K : 1), c, (size_t)N, 0);
+        matmul(matrix(c, M, N), ta ? transposed(matrix(a, K, M)) : matrix(a, M, K),
+               tb ? transposed(matrix(b, N, K)) : matrix(b, K, N), 0);
         double t1 = now();
         cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans,
                     M, N, K, 1, a, ta ? M : K, b, tb ? K : N, 0, d, N);

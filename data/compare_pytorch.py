@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time PyTorch's training step of the same network as `igpt bench`, for the README's comparison.
+"""Time PyTorch's training step of the same network as `make bench`, for the README's comparison.
 
     pip install torch==2.13.0 numpy
     python3 data/compare_pytorch.py [THREADS]
