@@ -6,7 +6,7 @@
 
    The method    1 numbers       memory, errors, random numbers, exp, the platform
                  2 matmul        the plain product in six lines, then the same one fast
-                 3 layers        each layer's forward beside its backward; attention plain, then fast
+                 3 layers        forward beside backward; attention plain, then fast
                  4 model         the list of tensors, activations, forward, backward
                  5 objectives    L_AR, L_BERT, L_CLF; Adam
                  6 palette       k-means: pixels become tokens
@@ -40,7 +40,7 @@
    hash of (seed, stream, counter), so any of them can be had in any order, by any thread, and
    resuming a run needs nothing but its step number.
 
-   The platform comes first: what needs an operating system stands in this block, and nowhere else. */
+   The platform comes first: what needs an operating system stands in this block, nowhere else. */
 
 #include <dirent.h>
 #include <sys/ioctl.h>
@@ -476,9 +476,10 @@ static void multiply_block(Matrix c, Matrix a, Matrix b, int accumulate) {
 }
 
 /* Few rows (sampling a few pictures): packing B would cost as much as reading it. Its rows are read
-   where they lie, once, eight at a time, and added into sums that stay in the first-level cache.
-   The order of summation is that of the tiles, so a picture does not depend on how many are drawn
-   with it. */
+   where they lie, once, and added into sums that stay in the first-level cache: eight at a time,
+   or, for one row of A and a B too large for caches, one, since memory delivers a single run
+   fastest. The order of summation is that of the tiles, so a picture does not depend on how many
+   are drawn with it. */
 enum { THIN_M = 16, THIN_SUMS = 4096, THIN_ROWS = 8 };
 
 /* sums (M, width) += x (M, rows) b (rows, n); `rows` is a constant in each call. */
@@ -486,7 +487,7 @@ INLINE void thin_rows(const int rows, real *sums, Size width, const real *x, Siz
     Size j = 0;
     for (; j + VL <= b.cols; j += VL) {
         vec y[THIN_ROWS];
-        for (int k = 0; k < rows; k++) y[k] = *(const vec_anywhere *)element(b, k, j);
+        for (int k = 0; k < rows; k++) y[k] = *(const vec_anywhere *)(b.data + k * b.row_step + j);
         for (Size i = 0; i < M; i++) {
             vec_anywhere *sum = (vec_anywhere *)(sums + i * width + j);
             vec s = *sum;
@@ -503,12 +504,13 @@ INLINE void thin_rows(const int rows, real *sums, Size width, const real *x, Siz
 static void multiply_thin(Matrix c, Matrix a, Matrix b, int accumulate) {
     _Alignas(64) real sums[THIN_SUMS], x[THIN_M * THIN_ROWS];
     Size M = c.rows, width = THIN_SUMS / M / VL * VL;
+    int from_memory = M == 1 && (double)b.rows * (double)b.cols >= 1 << 17;
     for (Size j0 = 0; j0 < c.cols; j0 += width)
         for (Size k0 = 0; k0 < a.cols; k0 += KC) {
             Size n = min(width, c.cols - j0), k1 = min(a.cols, k0 + KC);
             for (Size i = 0; i < M; i++) memset(sums + i * width, 0, n * sizeof *sums);
             for (Size k = k0, rows; k < k1; k += rows) {
-                rows = k1 - k < THIN_ROWS ? 1 : THIN_ROWS;
+                rows = from_memory || k1 - k < THIN_ROWS ? 1 : THIN_ROWS;
                 for (Size i = 0; i < M; i++)
                     for (Size r = 0; r < rows; r++) x[i * rows + r] = *element(a, i, k + r);
                 Matrix y = part(b, k, j0, rows, n);
@@ -522,17 +524,48 @@ static void multiply_thin(Matrix c, Matrix a, Matrix b, int accumulate) {
         }
 }
 
+/* The thin product on all threads. Best is to share out the blocks of k, each of which lies in one
+   run of memory, and to add up their products afterwards, in the order of one thread; where they
+   leave threads idle, the columns. */
+static void multiply_thin_shared(Matrix c, Matrix a, Matrix b, int accumulate, int threads) {
+    Size M = c.rows, N = c.cols, K = a.cols, blocks = ceil_div(K, KC);
+    Size share = round_up(ceil_div(N, threads), VL);
+    real *parts = packed_b; // (blocks, M, N)
+    int uneven = blocks % threads && blocks < 4 * threads;
+    if (uneven || blocks * M * N > NC / NR * PANEL_B) {
+#    pragma omp parallel for schedule(static) num_threads(threads)
+        for (Size j = 0; j < N; j += share) {
+            Size n = min(share, N - j);
+            multiply_thin(part(c, 0, j, M, n), a, part(b, 0, j, K, n), accumulate);
+        }
+        return;
+    }
+#    pragma omp parallel num_threads(threads)
+    {
+#    pragma omp for schedule(static)
+        for (Size p = 0; p < blocks; p++) {
+            Size k0 = p * KC, k = min(KC, K - k0);
+            multiply_thin(matrix(parts + p * M * N, M, N), part(a, 0, k0, M, k),
+                          part(b, k0, 0, k, N), 0);
+        }
+#    pragma omp for schedule(static)
+        for (Size j0 = 0; j0 < N; j0 += share)
+            for (Size i = 0; i < M; i++)
+                for (Size p = 0; p < blocks; p++)
+                    for (Size j = j0; j < min(N, j0 + share); j++) {
+                        real *out = c.data + i * c.row_step + j, sum = parts[(p * M + i) * N + j];
+                        *out = accumulate || p ? *out + sum : sum;
+                    }
+    }
+}
+
 void matmul(Matrix c, Matrix a, Matrix b, int accumulate) {
     Size M = c.rows, N = c.cols, K = a.cols;
     int alone = omp_in_parallel() || (double)M * (double)N * (double)K < 1e5;
     int threads = alone ? 1 : omp_get_max_threads();
-    if (M <= THIN_M && b.col_step == 1) { // each thread has some of the columns
-        Size n = round_up(ceil_div(N, threads), VL);
-#    pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-        for (Size j = 0; j < N; j += n) {
-            Size cols = min(n, N - j);
-            multiply_thin(part(c, 0, j, M, cols), a, part(b, 0, j, K, cols), accumulate);
-        }
+    if (M <= THIN_M && b.col_step == 1) {
+        if (threads == 1) multiply_thin(c, a, b, accumulate);
+        else multiply_thin_shared(c, a, b, accumulate, threads);
         return;
     }
     /* As many blocks as the threads can share evenly: of rows, or of columns where rows are few. */
@@ -848,8 +881,8 @@ void attention_forward(const Attention *a, real *out, real *lse, const real *qkv
 }
 
 /* p and ds (n, NR) come as scores and dp and become P and dS. Row i sees the columns up to
-   i - first, and none from `keys` on. */
-static void softmax_columns_backward(real *p, real *ds, Size n, Size first, Size keys, real scale,
+   i - first. */
+static void softmax_columns_backward(real *p, real *ds, Size n, Size first, real scale,
                                      const real *lse, const real *D) {
     for (Size i = 0; i < n; i++, p += NR, ds += NR) {
 #    pragma omp simd
@@ -857,8 +890,7 @@ static void softmax_columns_backward(real *p, real *ds, Size n, Size first, Size
             p[j] = real_exp(scale * p[j] - lse[i]);
             ds[j] = scale * p[j] * (ds[j] - D[i]);
         }
-        Size seen = min(i - first + 1, keys);
-        for (Size j = seen < 0 ? 0 : seen; j < NR; j++) p[j] = ds[j] = 0;
+        for (Size j = i < first ? 0 : i - first + 1; j < NR; j++) p[j] = ds[j] = 0;
     }
 }
 
@@ -885,7 +917,7 @@ void attention_backward(const Attention *a, real *dqkv, const real *dout, const 
             pack_block(s.k_columns, NR, NR * NR, transposed(k));
             head_scores(s.p, s.q_panels + skip, s.k_band, n, hs);
             head_scores(s.ds, s.dout_panels + skip, s.v_band, n, hs);
-            softmax_columns_backward(s.p, s.ds, n, a->causal ? j0 - i0 : -T, keys, scale,
+            softmax_columns_backward(s.p, s.ds, n, a->causal ? j0 - i0 : -NR, scale,
                                      lse + head * T + i0, s.D + i0);
             head_sums(part(dq, j0, d, keys, hs), matrix(s.q + i0 * hs, n, hs), s.ds, s.product);
             head_sums(part(dq, j0, 2 * d, keys, hs), matrix(s.dout + i0 * hs, n, hs), s.p,
@@ -1032,18 +1064,6 @@ void model_randomise(Model *m, uint64_t seed) {
         for (Size j = 0; j < t->rows * t->cols; j++)
             w[j] = t->std < 0 ? 1 : (real)(t->std * random_normal(seed, stream, j));
     }
-}
-
-/* Two operations for each parameter in a matmul (so neither gains nor embeddings) and position; for
-   attention two products of T x T x d, of which a causal mask needs half. */
-double model_flops(const Model *m) {
-    const Config *c = &m->config;
-    double T = (double)positions(c), multiplied = 0;
-    for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++)
-        if (t->rows > 1 && t->kind != WTE && t->kind != WPE)
-            multiplied += (double)(t->rows * t->cols);
-    double attention = 4 * (double)c->n_layer * T * T * (double)c->n_embd;
-    return 2 * multiplied * T + (is_causal(c) ? attention / 2 : attention);
 }
 
 /* Activations. The names follow the data through a block. */
@@ -1451,10 +1471,10 @@ static void colour_of(real colour[3], const Planes *p, Size i) {
     for (int j = 0; j < 3; j++) colour[j] = p->plane[j * p->n + i];
 }
 
-/* Greedy k-means++ (Arthur and Vassilvitskii 2007): each next centre is the best of a few colours
-   drawn with probability count * distance^2, which is called their mass here. Colours that are
-   centres have mass 0 and are not drawn again. All of this is whole numbers, whose sums are exact in
-   doubles and so the same in any order. */
+/* Greedy k-means++ (Arthur and Vassilvitskii 2007): each next centre is the best of a few
+   colours drawn with probability count * distance^2, which is called their mass here. Colours
+   that are centres have mass 0 and are not drawn again. All of this is whole numbers, whose sums
+   are exact in doubles and so the same in any order. */
 
 /* What the mass of all colours would be with one more centre. */
 static double mass_with(const Histogram *h, const real *centre) {
@@ -1501,7 +1521,8 @@ static void choose_centres(const Planes *centres, const Histogram *h, uint64_t s
     }
 }
 
-/* Lloyd's two steps. First, move each centre to the mean of its pixels; one without pixels stays. */
+/* Lloyd's two steps. First, move each centre to the mean of its pixels; one without pixels
+   stays. */
 static void move_centres(const Planes *centres, const Histogram *h, uint64_t *sums) {
     Size K = centres->n, n = h->colours.n;
     memset(sums, 0, 4 * K * sizeof *sums); // (K, 4): red, green, blue, pixels
@@ -1721,12 +1742,13 @@ void model_features(const Model *m, Activations *s, const Batch *batch, const Fe
     const Config *c = &m->config;
     Size T = positions(c), d = c->n_embd, width = feature_width(c, f->pool);
     model_embed(m, s, batch);
-    for (Size l = 0; l<f->first + f->count; l++, out += l> f->first ? width : 0) {
+    for (Size l = 0, end = f->first + f->count; l < end; l++) {
         if (l > 0) block_forward(m, s, l - 1, batch->B);
         if (l < f->first) continue;
         const real *gain = weight(m, l < c->n_layer ? LN_1 : LN_F, l).data;
         rms_forward(s->n, s->inv_f, s->layer[l].h, gain, batch->B * T, d);
         pool_add(out, f->count * width, s->n, batch->B, T, d, f->pool, scale);
+        out += width;
     }
 }
 
@@ -2048,8 +2070,8 @@ static int folder_make(const char *path) {
 enum { MAX_SIDE = 32768, MAX_PX = 256, MAX_PICTURES = 10000000 };
 static const Size MAX_FILE = (Size)1 << 34; // STL-10's largest has 2.8 GB
 
-/* Resizing by area. A line of n source pixels that becomes px is measured in units of which a source
-   pixel has px and an output pixel n. How much of output pixel i source pixel x covers: */
+/* Resizing by area. A line of n source pixels that becomes px is measured in units of which a
+   source pixel has px and an output pixel n. How much of output pixel i source pixel x covers: */
 static Size overlap(Size x, Size i, Size n, Size px) {
     Size from = x * px > i * n ? x * px : i * n;
     return min((x + 1) * px, (i + 1) * n) - from;
@@ -2836,7 +2858,8 @@ static int compare_places(const void *a, const void *b) {
     return (x->end > y->end) - (x->end < y->end);
 }
 
-/* All entries are sound, and fill the file from `start` to its end: no overlap, no hole, no rest. */
+/* All entries are sound, and fill the file from `start` to its end: no overlap, no hole, no
+   rest. */
 static int entries_check(const Safetensors *s, Stored *list) {
     Size n = 0, reached = s->start;
     for (const char *key = json_first(s->header); key; key = json_next(key)) {
@@ -3033,8 +3056,8 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
     return file_finish(f, path, bad);
 }
 
-/* The model directory. Tensors go out and come in by one list, that of section 4 with Hugging Face's
-   biases: this model has none, so they go out as zeros and must come in as zeros. */
+/* The model directory. Tensors go out and come in by one list, that of section 4 with Hugging
+   Face's biases: this model has none, so they go out as zeros and must come in as zeros. */
 
 typedef char TensorName[64];
 
@@ -3121,6 +3144,18 @@ int config_check(const Config *c) {
                         high[i]);
     if (c->n_embd % c->n_head == 0) return 0;
     return fail("n_embd %lld is not divisible by n_head %lld", c->n_embd, c->n_head);
+}
+
+/* Two operations for each parameter in a matmul (so neither gains nor embeddings) and position; for
+   attention two products of T x T x d, of which a causal mask needs half. */
+double model_flops(const Model *m) {
+    const Config *c = &m->config;
+    double T = (double)positions(c), multiplied = 0;
+    for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++)
+        if (t->rows > 1 && t->kind != WTE && t->kind != WPE)
+            multiplied += (double)(t->rows * t->cols);
+    double attention = 4 * (double)c->n_layer * T * T * (double)c->n_embd;
+    return 2 * multiplied * T + (is_causal(c) ? attention / 2 : attention);
 }
 
 /* config.json: what is always the same, as it is written and, where `checked`, must be read. */
@@ -3506,10 +3541,10 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
 }
 
 /* ==== 12 options ================================================================================
-   Here begins the third part, the program. Results go to stdout as lines of `name value`, everything
-   else to stderr. The idea to take away: everything that sets options is a command line. A preset is
-   one, and so is what a run keeps for --resume; all are read by the same function, one over the
-   other. */
+   Here begins the third part, the program. Results go to stdout as lines of `name value`,
+   everything else to stderr. The idea to take away: everything that sets options is a command line.
+   A preset is one, and so is what a run keeps for --resume; all are read by the same function, one
+   over the other. */
 
 #ifndef IGPT_NO_MAIN
 
@@ -3789,8 +3824,8 @@ static const Option *option_find(const Command *command, const char *name) {
     return fail("%s has no option --%s; did you mean --%s?", command->name, name, closest), NULL;
 }
 
-/* Read n words into o. HERE in `without`: but for options of one call alone; ALL in it: but for those
-   that the command has not. */
+/* Read n words into o. HERE in `without`: but for options of one call alone; ALL in it: but for
+   those that the command has not. */
 static int options_read(Options *o, char **words, int n, unsigned without) {
     for (int i = 0; i < n; i++) {
         const char *name = strncmp(words[i], "--", 2) ? "" : words[i] + 2;
@@ -3915,8 +3950,8 @@ static int draws_samples(const Options *o) {
     return o->command->bit != FINETUNE && o->objective == OBJECTIVE_AR;
 }
 
-/* How many pictures, `most` or fewer, can be drawn at once with a cache of at most `bytes`. Of large
-   models, whose cache and time would hold training up, fewer are drawn. */
+/* How many pictures, `most` or fewer, can be drawn at once with a cache of at most `bytes`. Of
+   large models, whose cache and time would hold training up, fewer are drawn. */
 static Size sampler_images(const Config *c, Size most, double bytes) {
     double fit = bytes / (double)(sampler_bytes(c, 2) - sampler_bytes(c, 1));
     return fit > (double)most ? most : fit > 1 ? (Size)fit : 1;
@@ -4014,8 +4049,9 @@ typedef struct {
 
 enum { TEST_SEED = 0x7e57 }; // of the masks of tests: the same ones in every test
 
-/* Some pictures of a set, B at a time. classes: of L_CLF, too; all of them have labels. A BERT model
-   sees each picture under `masks` masks: the mean of its losses, and of its class logits, counts. */
+/* Some pictures of a set, B at a time. classes: of L_CLF, too; all of them have labels. A BERT
+   model sees each picture under `masks` masks: the mean of its losses, and of its class logits,
+   counts. */
 static Scores evaluate(const Model *m, Pass *pass, Size B, const Images *set, const Subset *subset,
                        int classes, Size masks, double mask_prob) {
     Size T = set->px * set->px, C = m->config.n_class, draws = is_masked(&m->config) ? masks : 1;
@@ -4522,8 +4558,8 @@ static void command_sample(Options *o) {
     printf("samples %s\n", path);
 }
 
-/* The pictures to complete, as tokens (n, T): those of --image; or test pictures, evenly spread from
-   the one that the seed counts to. */
+/* The pictures to complete, as tokens (n, T): those of --image; or test pictures, evenly spread
+   from the one that the seed counts to. */
 static uint16_t *originals_read(const Options *o, const Model *m, Size *n) {
     enum { TEST_PICTURES = 8 };
     Size px = m->config.n_px, T = px * px;

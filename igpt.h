@@ -275,8 +275,8 @@ typedef struct {
     Size top_k;
 } Drawing;
 
-/* The number by which position t of an image is drawn: the first colour whose cumulative probability
-   exceeds it. */
+/* The number by which position t of an image is drawn: the first colour whose cumulative
+   probability exceeds it. */
 double sample_uniform(uint64_t seed, Size image, Size t);
 
 /* Go on with B images, tokens (B, T), from position t on to `end`: positions before `given` are
@@ -334,9 +334,9 @@ typedef struct {
     double accuracy[N_PARTS]; // 0 to 1
 } Probe;
 
-/* A linear probe on features x, a picture to a row, with labels of C classes. Features are
-   standardised on the training part; L2 is one of 10, 1, ..., 1e-5; fits end at a gradient of
-   1e-4. Fails without memory or where a part is empty. */
+/* A linear probe on features x, a picture to a row (its numbers side by side), of C classes.
+   They are standardised on the training part; L2 is one of 10, 1, ..., 1e-5; fits end at a
+   gradient of 1e-4. Fails without memory or where a part is empty. */
 int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS], Size C);
 
 /* ---- 9 images ------------------------------------------------------------------------------- */
@@ -450,8 +450,9 @@ typedef struct {
     Size size;    // of the file
 } Safetensors;
 
-/* Open a safetensors file and check its header: each tensor's shape agrees with its range of bytes,
-   the ranges fill the file without overlap, hole or rest. Leaves nothing to close where it fails. */
+/* Open a safetensors file and check its header: each tensor's shape agrees with its range of
+   bytes, the ranges fill the file without overlap, hole or rest. Leaves nothing to close where
+   it fails. */
 int safetensors_open(Safetensors *s, const char *path);
 void safetensors_close(Safetensors *s);
 
@@ -474,9 +475,9 @@ int safetensors_write(const char *path, const Stored *tensors, Size n, const cha
    model.safetensors as dtype, config.json, preprocessor_config.json. */
 int model_save(const Model *model, const char *dir, int dtype);
 
-/* Read a model directory, one of these or one of Hugging Face's. Where it fails *model is zeroed,
-   with nothing to free. lm_head is zero where Hugging Face saved none: with ImageGPTForImageClassification
-   and ImageGPTModel. */
+/* Read a model directory, one of these or one of Hugging Face's. Where it fails *model is
+   zeroed, with nothing to free. lm_head is zero where Hugging Face saved none: with
+   ImageGPTForImageClassification and ImageGPTModel. */
 int model_load(Model *model, const char *dir);
 
 /* Read a palette: the clusters of a preprocessor_config.json, values in [-1, 1]. Returns its *K
@@ -486,8 +487,8 @@ int palette_save(const char *path, const real *palette, Size K, Size n_px);
 
 /* ---- 11 pictures ---------------------------------------------------------------------------- */
 
-/* Write an 8-bit picture rgb (height, width, 3) as PNG: of at most 256 colours with a palette. And a
-   sheet of n pictures rgb (n, px, px, 3), `columns` in a row, each pixel enlarged. */
+/* Write an 8-bit picture rgb (height, width, 3) as PNG: of at most 256 colours with a palette.
+   And a sheet of n pictures rgb (n, px, px, 3), `columns` in a row, each pixel enlarged. */
 int png_write(const char *path, const uint8_t *rgb, Size width, Size height);
 int sheet_write(const char *path, const uint8_t *rgb, Size n, Size px, Size columns);
 
