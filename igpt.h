@@ -18,18 +18,15 @@
 #include <stdio.h>
 
 /* ---- 1 numbers ------------------------------------------------------------------------------ */
-
 #ifdef IGPT_DOUBLE
 typedef double real; // for checking mathematics: central differences are sharp
 #else
 typedef float real; // what the program runs in
 #endif
 
-/* Every count, size, offset and stride: signed, 64 bits on every machine. */
-typedef long long Size;
+typedef long long Size; // every count, size, offset and stride: 64 bits on every machine
 
-/* The sentence that the last failed call left; "" before the first. One per thread. */
-const char *error_text(void);
+const char *error_text(void); // the sentence that the last failed call left, one per thread
 
 /* 64 random bits: output number `counter` of a SplitMix64 generator (Steele, Lea and Flood 2014)
    whose state is a hash of seed and stream. */
@@ -47,12 +44,11 @@ void random_shuffle(Size *order, Size n, uint64_t seed, uint64_t stream);
    the normal floats), NaN for NaN. Branch-free, so that loops over it vectorise. */
 real real_exp(real x);
 
-/* How many threads parallel regions use from now on; 0 means all that the machine has. */
+/* How many threads are used from now on; 0 means all that the machine has. */
 void threads_set(int n);
 int threads_get(void);
 
 /* ---- 2 matmul ------------------------------------------------------------------------------- */
-
 /* A matrix somewhere in memory: element (i, j) is data[i * row_step + j * col_step]. */
 typedef struct {
     real *data;
@@ -72,14 +68,12 @@ void matmul(Matrix c, Matrix a, Matrix b, int accumulate);
 void matmul_plain(Matrix c, Matrix a, Matrix b, int accumulate);
 
 /* ---- 3 layers ------------------------------------------------------------------------------- */
-
 /* Each forward writes its output; each backward adds to the gradients it is given, unless its
    comment says that it writes them. "rows" is B * T. */
 
-/* out (rows, d) = x * inv * gain, inv (rows) = 1 / sqrt(mean(x^2) + 1e-5). */
+/* out (rows, d) = x * inv * gain, inv (rows) = 1 / sqrt(mean(x^2) + 1e-5). Backward: dx (rows, d)
+   and dgain (d) from dout (rows, d); partial: space for rms_partials(rows) * d. */
 void rms_forward(real *out, real *inv, const real *x, const real *gain, Size rows, Size d);
-
-/* dx (rows, d) and dgain (d) from dout (rows, d). partial: space for rms_partials(rows) * d. */
 void rms_backward(real *dx, real *dgain, real *partial, const real *dout, const real *x,
                   const real *gain, const real *inv, Size rows, Size d);
 Size rms_partials(Size rows);
@@ -123,8 +117,8 @@ void attention_plain_forward(const Attention *a, real *out, real *lse, const rea
 void attention_plain_backward(const Attention *a, real *dqkv, const real *dout, const real *qkv,
                               const real *out, const real *lse);
 
-/* g = u * sigmoid(1.702 u), the activation of the MLP, on rows * width numbers. Backward takes
-   du = dg on entry, leaves du = dg * g'(u), and writes g again, which forward need not keep. */
+/* g = u * sigmoid(1.702 u), the MLP's activation. Backward takes du = dg, leaves du = dg * g'(u),
+   and writes g again, which forward need not keep. */
 void gelu_forward(real *g, const real *u, Size rows, Size width);
 void gelu_backward(real *du, real *g, const real *u, Size rows, Size width);
 
@@ -136,9 +130,7 @@ void cross_entropy_backward(real *probs, const uint16_t *targets, const real *we
                             Size K);
 
 /* ---- 4 model -------------------------------------------------------------------------------- */
-
 enum { OBJECTIVE_AR, OBJECTIVE_BERT };
-
 typedef struct {
     Size n_px;     // pictures are n_px x n_px, T = n_px * n_px positions
     Size n_vocab;  // K colours; the embedding has one row more, sos
@@ -150,7 +142,6 @@ typedef struct {
 } Config;
 
 int config_check(const Config *config); // -1: the sizes make no model
-
 /* A parameter tensor, made by the one list in igpt.c that names them all. */
 typedef struct {
     char name[64];   // in a checkpoint, Hugging Face's
@@ -162,7 +153,6 @@ typedef struct {
 } Tensor;
 
 typedef char ClassName[128]; // a longer name is cut
-
 typedef struct {
     Config config;
     Size n_tensors;
@@ -178,7 +168,6 @@ typedef struct {
 int model_init(Model *model, Config config);
 int model_list(Model *model, Config config);
 void model_free(Model *model);
-
 double model_flops(const Model *model); // of an image's forward pass; training: three times that
 
 /* Initial values (paper, appendix; GPT-2's scheme): normal with each tensor's std, gains 1. */
@@ -195,14 +184,12 @@ typedef struct Activations Activations;
 Activations *activations_new(const Config *config, Size B, int keep);
 Size activations_bytes(const Config *config, Size B, int keep);
 
-/* The network's output for a batch: final normalised states n^L (B, T, d), in the activations. */
+/* The network's output for a batch, n^L (B, T, d), and from it logits (B, T, K): p(x_t | ...) =
+   softmax(logits[t]). Both are in the activations, until the next pass. */
 const real *model_forward(const Model *model, Activations *acts, const Batch *batch);
-
-/* logits (B, T, K) of the last forward, in the activations: p(x_t | ...) = softmax(logits[t]). */
 real *model_logits(const Model *model, Activations *acts, Size B);
 
 /* ---- 5 objectives and optimiser ------------------------------------------------------------- */
-
 /* L_BERT's mask of a picture of T positions: each is masked (1) with this probability (> 0) on its
    own; all are drawn again until one is. A function of (seed, index), index < 2^56. */
 void bert_mask(uint8_t *mask, Size T, double probability, uint64_t seed, uint64_t index);
@@ -234,15 +221,12 @@ void adam_step(const Adam *adam, Size step, double lr);
 double learning_rate(Size step, Size steps, Size warmup, double peak);
 
 /* ---- 6 palette ------------------------------------------------------------------------------ */
-
-/* Palettes are (K, 3): red, green, blue in [-1, 1] (byte / 127.5 - 1), as OpenAI and Hugging Face
-   keep their clusters. */
-
-/* Choose at most K colours for n pixels rgb (n, 3) by k-means: k-means++ start (Arthur and
-   Vassilvitskii 2007), then Lloyd's iterations until no pixel changes its cluster, `iterations` at
-   the most. Returns how many colours: fewer than K where the pixels have fewer. -1: out of memory,
-   or no pixels. If inertia is not NULL: the sum over pixels of the squared distance to their
-   centre, in byte units. */
+/* Palettes are (K, 3): red, green, blue in [-1, 1] (byte / 127.5 - 1), as OpenAI and Hugging
+   Face keep their clusters. Choose at most K colours for n pixels rgb (n, 3) by k-means:
+   k-means++ start (Arthur and Vassilvitskii 2007), then Lloyd's iterations until no pixel
+   changes its cluster, `iterations` at the most. Returns how many colours: fewer than K where
+   the pixels have fewer. -1: out of memory, or no pixels. If inertia is not NULL: the sum over
+   pixels of the squared distance to their centre, in byte units. */
 enum { PALETTE_ITERATIONS = 300 };
 Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
                    Size iterations, double *inertia);
@@ -253,9 +237,7 @@ int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const real *pale
 void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *palette);
 
 /* ---- 7 sampling ----------------------------------------------------------------------------- */
-
 typedef struct Sampler Sampler;
-
 /* Memory to draw B images at once with a key-value cache: 2 L T d reals an image. Given back with
    free(); sampler_bytes() tells its size. */
 Sampler *sampler_new(const Config *config, Size B);
@@ -287,16 +269,13 @@ void sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Si
                       Size end, Size given, const Drawing *drawing);
 
 /* ---- 8 probe -------------------------------------------------------------------------------- */
+enum { POOL_MEAN, POOL_NONE }; // the mean over positions (d), or all of them side by side (T d)
+Size feature_width(const Config *config, int pool);
 
-/* Which features: of layers first .. first + count - 1 of 0 .. L; of each either the mean over
-   positions, d numbers, or those of all positions side by side, T d. */
-enum { POOL_MEAN, POOL_NONE };
-typedef struct {
+typedef struct { // of layers first .. first + count - 1 of 0 .. L
     int pool;
     Size first, count;
 } Features;
-
-Size feature_width(const Config *config, int pool);
 
 /* Adds scale times the features of a batch to out (B, count, width): n^l = rms(h^l; ln_1 of block
    l), n^L the network's output (paper, 2.4). Class logits are linear in features: averaging a BERT
@@ -304,23 +283,21 @@ Size feature_width(const Config *config, int pool);
 void model_features(const Model *model, Activations *acts, const Batch *batch,
                     const Features *which, double scale, real *out);
 
-/* A smooth function of x (n): returns its value, writes its gradient (n). */
+/* A smooth function of x (n) returns its value and writes its gradient (n). Minimise f from x on
+   by L-BFGS (Nocedal 1980; Liu and Nocedal 1989): ten steps of history, step lengths that meet
+   the weak Wolfe conditions. Ends where no element of the gradient is beyond tolerance, where
+   rounding lets nothing more be gained, or after `most` steps. Returns the steps, -1 without
+   memory. */
 typedef double Smooth(void *context, const real *x, real *gradient);
-
-/* Minimise f from x on by L-BFGS (Nocedal 1980; Liu and Nocedal 1989): ten steps of history, step
-   lengths that meet the weak Wolfe conditions. Ends where no element of the gradient is beyond
-   tolerance, where rounding lets nothing more be gained, or after `most` steps. Returns the steps,
-   -1 without memory. */
 Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double tolerance);
 
 /* Multinomial logistic regression: minimise the mean over x (n, width) of -log p(label) plus
    l2 / 2 |W|^2, where softmax(W x + b) gives p. w holds W (C, width), then b (C), which is not
-   penalised; it is the start, too. Returns lbfgs'es steps.
+   penalised; it is the start, too. Returns lbfgs'es steps. Accuracy is the share of the rows whose
+   label has the largest logit.
    scikit-learn's LogisticRegression(C=1 / (l2 * n), tol=tolerance) minimises the same (for two
    classes: C=2 / (l2 * n)). */
 Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2, double tolerance);
-
-/* The share of the rows of x whose label has the largest logit. */
 double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C);
 
 typedef struct { // some of a set's pictures, by their numbers
@@ -340,7 +317,6 @@ typedef struct {
 int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS], Size C);
 
 /* ---- 9 images ------------------------------------------------------------------------------- */
-
 typedef struct {
     Size n;           // pictures
     Size px;          // side: every picture is px * px
@@ -375,9 +351,8 @@ typedef struct {
 int dataset_read(Dataset *data, const char *dir, Size n_px);
 void dataset_free(Dataset *data); // and zero it; a zeroed one is left as it is
 
-/* Read one binary PPM (P6) or PGM (P5; r = g = b), up to 32768 pixels a side and maxval 65535, and
-   bring it to rgb (px, px, 3) as image_resize does. Of a file with several pictures it is the
-   first. Returns 0 or -1. */
+/* Read one binary PPM (P6) or PGM (P5; r = g = b), up to 32768 pixels a side and maxval 65535, the
+   first of the file, and bring it to rgb (px, px, 3) as image_resize does. */
 int image_read(const char *path, uint8_t *rgb, Size px);
 
 /* Bring the centre square of rgb (height, width, 3) to out (px, px, 3): each pixel is the mean of
@@ -391,8 +366,7 @@ int image_resize(const uint8_t *rgb, Size width, Size height, uint8_t *out, Size
 void image_augment(const uint16_t *in, uint16_t *out, Size px, int flip, Size pad, Size dy,
                    Size dx);
 
-/* Turn a set's bytes into palette indices, in the same memory. */
-int images_quantise(Images *set, const real *palette, Size K);
+int images_quantise(Images *set, const real *palette, Size K); // to tokens, in the same memory
 
 /* Divide the labelled pictures of a training set: of each class 10 % (at least one of two or more)
    are for validation, always the same ones. per_class 0: all others train. Else per_class of each
@@ -402,7 +376,6 @@ int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed,
                  Subset *train, Subset *validation);
 
 /* ---- 10 checkpoints ------------------------------------------------------------------------- */
-
 /* JSON is kept as the text it is. json_check holds a text, closed by a zero byte, against the
    grammar of RFC 8259, at most 64 levels deep, valid UTF-8, no \u0000, no number beyond a double;
    `name` opens the error sentence, which tells line and column (in bytes). json_read gives such a
@@ -462,8 +435,7 @@ int safetensors_find(const Safetensors *s, const char *name, Stored *found);
 int safetensors_metadata(const Safetensors *s, const char *key, char *out, Size room);
 
 /* Read a tensor's `count` elements, F64, F32, F16, BF16 or I64, into out, rounded to real where it
-   is narrower, or, out being NULL, into wide. Fails for other dtypes and where the file cannot be
-   read. */
+   is narrower, or, out being NULL, into wide. */
 int safetensors_read(const Safetensors *s, const Stored *tensor, real *out, double *wide);
 
 /* Write n tensors, as F64, F32 or F16 (rounded to nearest even; a finite value that would become
@@ -486,14 +458,13 @@ real *palette_read(const char *path, Size *K);
 int palette_save(const char *path, const real *palette, Size K, Size n_px);
 
 /* ---- 11 pictures ---------------------------------------------------------------------------- */
-
 /* Write an 8-bit picture rgb (height, width, 3) as PNG: of at most 256 colours with a palette.
    And a sheet of n pictures rgb (n, px, px, 3), `columns` in a row, each pixel enlarged. */
 int png_write(const char *path, const uint8_t *rgb, Size width, Size height);
 int sheet_write(const char *path, const uint8_t *rgb, Size n, Size px, Size columns);
 
-/* Write rows `row` and row + 1 of n pictures rgb (n, px, px, 3), side by side, as one line for a
-   terminal with 24-bit colour: a character shows one pixel above the other. */
+/* Write rows `row` and row + 1 of n pictures rgb (n, px, px, 3) as one line for a terminal with
+   24-bit colour: a character shows one pixel above the other. */
 void terminal_rows(FILE *f, const uint8_t *rgb, Size n, Size px, Size row);
 
 typedef struct {
