@@ -40,7 +40,8 @@
    hash of (seed, stream, counter), so any of them can be had in any order, by any thread, and
    resuming a run needs nothing but its step number.
 
-   The platform comes first: what needs an operating system stands in this block, nowhere else. */
+   The platform comes first: headers, memory, threads, signals, the terminal. What else is POSIX are
+   the calls for files and folders at the top of section 9, and fseeko, access and isatty. */
 
 #include <dirent.h>
 #include <sys/ioctl.h>
@@ -54,7 +55,9 @@
 static int omp_get_max_threads(void) { return 1; }
 static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_procs(void) { return 1; }
+#    ifndef IGPT_PLAIN
 static int omp_in_parallel(void) { return 0; }
+#    endif
 static void omp_set_num_threads(int n) { (void)n; }
 #endif
 
@@ -227,10 +230,17 @@ static real dot(const real *a, const real *b, Size n) {
     return sum;
 }
 
+/* The largest of x[0..n). Separate maxima for each lane let compilers vectorise what they may not
+   reorder in a single one. */
 static real row_max(const real *x, Size n) {
-    real max = -INFINITY;
-#pragma omp simd reduction(max : max)
-    for (Size i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+    enum { LANES = 32 };
+    real lane[LANES], max = -INFINITY;
+    Size j = 0;
+    for (int i = 0; i < LANES; i++) lane[i] = -INFINITY;
+    for (; j + LANES <= n; j += LANES)
+        for (int i = 0; i < LANES; i++) lane[i] = x[j + i] > lane[i] ? x[j + i] : lane[i];
+    for (; j < n; j++) max = x[j] > max ? x[j] : max;
+    for (int i = 0; i < LANES; i++) max = lane[i] > max ? lane[i] : max;
     return max;
 }
 
@@ -432,8 +442,10 @@ INLINE void tile_of_height(Matrix c, Matrix a, const real *b, int accumulate) {
     case n: tile(n < MR ? n : MR, c, a, b, accumulate); break;
     switch (c.rows) { // only a matrix's last rows make a lower tile; those above MR never occur
         HEIGHT(1)
-        HEIGHT(2) HEIGHT(3) HEIGHT(4) HEIGHT(5) HEIGHT(6) HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10)
-            HEIGHT(11) HEIGHT(12) HEIGHT(13) HEIGHT(14)
+        HEIGHT(2)
+        HEIGHT(3)
+        HEIGHT(4) HEIGHT(5) HEIGHT(6) HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12)
+            HEIGHT(13) HEIGHT(14)
     }
 }
 
@@ -584,9 +596,9 @@ void matmul(Matrix c, Matrix a, Matrix b, int accumulate) {
 #endif // IGPT_PLAIN
 
 /* ==== 3 layers ==================================================================================
-   Each layer is a plain function over raw pointers, its backward pass directly below it. Parallel
-   loops run over rows, heads or blocks of fixed size that one thread owns: every sum has one order,
-   whatever the number of threads. */
+   The parts of a block (paper, section 2.2), each a plain function over raw pointers, its backward
+   pass directly below it. The idea to take away: rows, heads or blocks of fixed size belong to one
+   thread each, so every sum has one order, whatever the number of threads. */
 
 /* RMS norm (the released model's "layer norm": neither mean-centred nor shifted).
    n_i = x_i s g_i with s = 1 / sqrt(mean(x^2) + eps). */
@@ -676,8 +688,8 @@ static real softmax_row(real *row, Size n, real *lse) {
     return sum;
 }
 
-/* Attention: P = softmax(Q K' / sqrt(hs)), out = P V, for each image and head. A thread owns an
-   image's head: of B * H threads all are busy. */
+/* Attention: P = softmax(Q K' / sqrt(hs)), out = P V, for each image and head. Threads share out
+   the B * H pairs of image and head, which `head` numbers below. */
 
 /* One head's rows (T, hs) of x, whose rows are `width` long: of q, k, v (3d) or of out (d). */
 static Matrix head_of(const Attention *a, const real *x, Size width, Size head) {
@@ -979,7 +991,7 @@ void cross_entropy_backward(real *probs, const uint16_t *targets, const real *we
 }
 
 /* ==== 4 model ===================================================================================
-   The network of the paper's section 2.3, as OpenAI released it. Two ideas: one list names every
+   The network of the paper's section 2.2, as OpenAI released it. Two ideas: one list names every
    tensor, and counting, initialising, saving, loading, gradient checks and `info` all walk it; one
    function lays out the activations, and the same function run without memory measures them. */
 
@@ -1100,7 +1112,7 @@ struct Activations {
 /* Lay out the activations; returns the bytes that takes. */
 static Size activations_place(Activations *s, real *base, const Config *c, Size B) {
     Size T = positions(c), d = c->n_embd, rows = B * T, used = 0;
-    Layer layer = {NULL};
+    Layer layer = {.h = NULL};
     s->layer = (void *)carve(base, &used, (c->n_layer + 1) * (Size)(sizeof layer / sizeof(real)));
     for (Size l = 0; l <= c->n_layer; l++) {
         if (l == 0 || s->keep != KEEP_NOTHING) layer.h = carve(base, &used, rows * d);
@@ -1180,7 +1192,7 @@ static void block_forward(const Model *m, const Activations *s, Size l, Size B) 
 }
 
 /* s->dh goes in as the gradient of the block's output and comes out as that of its input. For
-   y = x w: dx = dy w', dw += x' dy. Normalised inputs are computed again, which is cheaper than
+   c = a w: da = dc w', dw += a' dc. Normalised inputs are computed again, which is cheaper than
    keeping them. */
 static void block_backward(const Model *m, const Activations *s, Size l, Size B, real *grads) {
     Size d = m->config.n_embd, rows = B * positions(&m->config);
@@ -1249,7 +1261,7 @@ static void model_backward(const Model *m, Activations *s, const Batch *batch, r
 
 /* ==== 5 objectives ==============================================================================
    Section 2.1 of the paper: L_AR predicts each pixel from those before it, L_BERT the masked pixels
-   from the others; section 2.2: L_CLF predicts the class from the mean of n^L over positions. All
+   from the others; section 2.3: L_CLF predicts the class from the mean of n^L over positions. All
    three are the same cross entropy on top of one forward pass, and their gradients meet in n^L. */
 
 void bert_mask(uint8_t *mask, Size T, double probability, uint64_t seed, uint64_t index) {
@@ -1262,8 +1274,8 @@ void bert_mask(uint8_t *mask, Size T, double probability, uint64_t seed, uint64_
         }
 }
 
-/* L_GEN: the sum over images of the mean nll of their positions (for BERT: of the masked ones).
-   With grads: writes s->dn, adds to lm_head's gradient. */
+/* The sum over images of L_GEN, the mean nll of an image's positions (BERT: of its masked ones).
+   With grads: writes s->dn, adds to lm_head's gradient, both `scale` times that sum's. */
 static double generative_loss(const Model *m, Activations *s, const Batch *batch, double scale,
                               real *grads) {
     Size T = positions(&m->config), d = m->config.n_embd, K = m->config.n_vocab;
@@ -1358,14 +1370,14 @@ Losses objective(const Model *m, Activations *s, const Batch *batch, double gen_
     Losses losses = {0, 0, 0};
     Size n = batch->B * positions(&m->config) * m->config.n_embd;
     model_forward(m, s, batch);
-    if (grads) memset(s->dn, 0, n * sizeof *s->dn);
+    if (grads && gen_weight == 0) memset(s->dn, 0, n * sizeof *s->dn);
     if (gen_weight != 0) losses.gen = generative_loss(m, s, batch, gen_weight, grads);
     if (clf_weight != 0) classifier_loss(m, s, batch, clf_weight, grads, &losses);
     if (grads) model_backward(m, s, batch, grads);
     return losses;
 }
 
-/* Adam with the paper's settings (appendix): beta2 0.95, no weight decay. The work is reading and
+/* Adam with the paper's settings (section 3.4). The work is reading and
    writing memory, so one pass does everything, down to clearing the gradient. */
 void adam_step(const Adam *adam, Size step, double lr) {
     enum { BLOCK = 4096 }; // fixed, so that vector and remainder loops split alike for all threads
@@ -1472,7 +1484,7 @@ static void colour_of(real colour[3], const Planes *p, Size i) {
 }
 
 /* Greedy k-means++ (Arthur and Vassilvitskii 2007): each next centre is the best of a few
-   colours drawn with probability count * distance^2, which is called their mass here. Colours
+   colours drawn with probability count * squared distance, which is called their mass here. Colours
    that are centres have mass 0 and are not drawn again. All of this is whole numbers, whose sums
    are exact in doubles and so the same in any order. */
 
@@ -1596,7 +1608,7 @@ void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *p
 }
 
 /* ==== 7 sampling ================================================================================
-   Pictures are drawn one position after another (paper, section 3: samples are a by-product of
+   Pictures are drawn one position after another (paper, figure 1: samples are a by-product of
    L_AR). Each position's keys and values never change once computed, so they are kept: a step costs
    one row of every matrix product, and reads every weight once for all B images. */
 
@@ -3152,7 +3164,7 @@ double model_flops(const Model *m) {
     const Config *c = &m->config;
     double T = (double)positions(c), multiplied = 0;
     for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++)
-        if (t->rows > 1 && t->kind != WTE && t->kind != WPE)
+        if (t->std >= 0 && t->kind != WTE && t->kind != WPE && t->kind != SCORE)
             multiplied += (double)(t->rows * t->cols);
     double attention = 4 * (double)c->n_layer * T * T * (double)c->n_embd;
     return 2 * multiplied * T + (is_causal(c) ? attention / 2 : attention);
@@ -3625,6 +3637,7 @@ enum { TEXT, WHOLE, NUMBER, FLAG, CHOICE, LIST };
 // CHOICE: the unit lists the words, a Size numbers them. LIST: words up to the next option
 enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, FINETUNE = 16, PALETTE = 32, PROBE = 64 };
 enum { COMPLETE = 128, ALL = 255, DRAWS = TRAIN | SAMPLE | COMPLETE };
+enum { RUNS = TRAIN | FINETUNE, SIZES = TRAIN | INFO, TESTS = FINETUNE | PROBE | EVAL };
 enum { HERE = 256 }; // of this call alone: a resumed run does not take it over
 
 typedef struct {
@@ -3641,10 +3654,10 @@ typedef struct {
 /* One table describes every option: parsing, defaults, ranges, help and suggestions read it. */
 #    define AT(field) offsetof(Options, field)
 static const Option option_table[] = {
-    {"data", TEXT, AT(data), TRAIN | FINETUNE | PROBE | COMPLETE | EVAL | PALETTE, "data/emoji",
-     "DIR", 0, 0, "the pictures"},
-    {"model", TEXT, AT(model), SAMPLE | COMPLETE | EVAL | FINETUNE | PROBE | HERE, "out", "DIR", 0,
-     0, "a model's directory"},
+    {"data", TEXT, AT(data), RUNS | PROBE | COMPLETE | EVAL | PALETTE, "data/emoji", "DIR", 0, 0,
+     "the pictures"},
+    {"model", TEXT, AT(model), SAMPLE | COMPLETE | TESTS | HERE, "out", "DIR", 0, 0,
+     "a model's directory"},
     {"model", TEXT, AT(model), INFO, "", "DIR", 0, 0, "a model's directory instead of a preset"},
     {"out", TEXT, AT(out), DRAWS | PROBE | FINETUNE | PALETTE | HERE, "out", "DIR", 0, 0,
      "where to write"},
@@ -3652,20 +3665,18 @@ static const Option option_table[] = {
      "of all random numbers"},
     {"threads", WHOLE, AT(threads), ALL | HERE, "0", "N", 0, 1024, "to compute with; 0: all cores"},
     {"quiet", FLAG, AT(quiet), ALL | HERE, "", "", 0, 0, "no progress on stderr"},
-    {"preset", CHOICE, AT(preset), TRAIN | INFO | PALETTE, "tiny",
-     "tiny|igpt-s|igpt-m|igpt-l|igpt-xl", 0, 0, "sets what is not given of the rest"},
-    {"n-layer", WHOLE, AT(n_layer), TRAIN | INFO, "", "N", 1, 1024, "layers"},
-    {"n-head", WHOLE, AT(n_head), TRAIN | INFO, "", "N", 1, 1024, "attention heads"},
-    {"n-embd", WHOLE, AT(n_embd), TRAIN | INFO, "", "N", 1, 16384, "width of the network"},
-    {"n-px", WHOLE, AT(n_px), TRAIN | INFO | PALETTE, "", "N", 1, 256,
-     "side of the pictures in pixels"},
-    {"n-vocab", WHOLE, AT(n_vocab), TRAIN | INFO | PALETTE, "", "N", 2, 65535,
-     "colours in the palette"},
-    {"objective", CHOICE, AT(objective), TRAIN | INFO, "ar", "ar|bert", 0, 0,
-     "predict each pixel from those before it, or masked pixels from all others"},
-    {"mask-prob", NUMBER, AT(mask_prob), TRAIN | FINETUNE | PROBE | EVAL, "0.15", "X", 0.001, 1,
+    {"preset", CHOICE, AT(preset), SIZES | PALETTE, "tiny", "tiny|igpt-s|igpt-m|igpt-l|igpt-xl", 0,
+     0, "sets what is not given of the rest"},
+    {"n-layer", WHOLE, AT(n_layer), SIZES, "", "N", 1, 1024, "layers"},
+    {"n-head", WHOLE, AT(n_head), SIZES, "", "N", 1, 1024, "attention heads"},
+    {"n-embd", WHOLE, AT(n_embd), SIZES, "", "N", 1, 16384, "width of the network"},
+    {"n-px", WHOLE, AT(n_px), SIZES | PALETTE, "", "N", 1, 256, "side of the pictures in pixels"},
+    {"n-vocab", WHOLE, AT(n_vocab), SIZES | PALETTE, "", "N", 2, 65535, "colours in the palette"},
+    {"objective", CHOICE, AT(objective), SIZES, "ar", "ar|bert", 0, 0,
+     "predict pixels from those before them, or masked ones from all others"},
+    {"mask-prob", NUMBER, AT(mask_prob), TRAIN | TESTS, "0.15", "X", 0.001, 1,
      "bert: share of the pixels that are masked"},
-    {"masks", WHOLE, AT(masks), FINETUNE | PROBE | EVAL, "5", "N", 1, 10000,
+    {"masks", WHOLE, AT(masks), TESTS, "5", "N", 1, 10000,
      "bert: random masks that a test averages over"},
     {"gen-weight", NUMBER, AT(gen_weight), FINETUNE, "1", "X", 0, 1e6,
      "of L_GEN beside L_CLF; 0: L_CLF alone"},
@@ -3673,20 +3684,20 @@ static const Option option_table[] = {
      "learn from only N pictures of each class (probe: mean of 5 draws); 0: from all"},
     {"from-scratch", FLAG, AT(from_scratch), FINETUNE, "", "", 0, 0,
      "fresh weights instead of the model's, for comparison"},
-    {"batch", WHOLE, AT(batch), TRAIN | FINETUNE | INFO, "", "N", 1, 65536, "images in a step"},
-    {"micro-batch", WHOLE, AT(micro_batch), TRAIN | FINETUNE | INFO, "", "N", 1, 65536,
+    {"batch", WHOLE, AT(batch), RUNS | INFO, "", "N", 1, 65536, "images in a step"},
+    {"micro-batch", WHOLE, AT(micro_batch), RUNS | INFO, "", "N", 1, 65536,
      "images in a pass; gradients add up to the batch. Default: about 50 MB, which caches hold"},
-    {"recompute", FLAG, AT(recompute), TRAIN | FINETUNE | INFO, "", "", 0, 0,
+    {"recompute", FLAG, AT(recompute), RUNS | INFO, "", "", 0, 0,
      "keep only each block's input and run the block again in backward: less memory"},
-    {"steps", WHOLE, AT(steps), TRAIN | FINETUNE, "", "N", 1, INT_MAX / 2, "steps of Adam"},
-    {"lr", NUMBER, AT(lr), TRAIN | FINETUNE, "", "X", 0, 1, "peak learning rate"},
-    {"warmup", WHOLE, AT(warmup), TRAIN | FINETUNE, "", "N", 0, INT_MAX / 2,
+    {"steps", WHOLE, AT(steps), RUNS, "", "N", 1, INT_MAX / 2, "steps of Adam"},
+    {"lr", NUMBER, AT(lr), RUNS, "", "X", 0, 1, "peak learning rate"},
+    {"warmup", WHOLE, AT(warmup), RUNS, "", "N", 0, INT_MAX / 2,
      "steps until the peak; default one epoch, at most half the steps"},
-    {"eval-every", WHOLE, AT(eval_every), TRAIN | FINETUNE, "", "N", 1, INT_MAX,
+    {"eval-every", WHOLE, AT(eval_every), RUNS, "", "N", 1, INT_MAX,
      "steps from one test (with pictures, or keeping the best) to the next; default steps / 10"},
-    {"save-every", WHOLE, AT(save_every), TRAIN | FINETUNE, "", "N", 1, INT_MAX,
+    {"save-every", WHOLE, AT(save_every), RUNS, "", "N", 1, INT_MAX,
      "steps from one checkpoint to the next; default eval-every"},
-    {"resume", FLAG, AT(resume), TRAIN | FINETUNE | HERE, "", "", 0, 0,
+    {"resume", FLAG, AT(resume), RUNS | HERE, "", "", 0, 0,
      "go on with the run in --out, bit for bit"},
     {"init", TEXT, AT(init), TRAIN | HERE, "", "DIR", 0, 0,
      "start from this model's weights and palette"},
@@ -3698,8 +3709,7 @@ static const Option option_table[] = {
      "also join M neighbouring layers around the best one"},
     {"features", TEXT, AT(features), PROBE, "", "FILE", 0, 0,
      "write all layers' features, labels and parts as safetensors"},
-    {"f16", FLAG, AT(f16), TRAIN | FINETUNE, "", "", 0, 0,
-     "write the weights as F16, in half the space"},
+    {"f16", FLAG, AT(f16), RUNS, "", "", 0, 0, "write the weights as F16, in half the space"},
     {"n", WHOLE, AT(n), SAMPLE | COMPLETE, "40", "N", 1, 100000,
      "pictures; complete: completions of each picture"},
     {"image", LIST, AT(image), COMPLETE, "", "FILE ...", 0, 0,
@@ -3759,7 +3769,7 @@ static char *words_join(const char *saved, char **words, int n) {
 }
 
 /* Give an option its value; -1 and a sentence for one that does not fit. */
-static int option_set(Options *o, const Option *option, char *value) {
+static int option_set(Options *o, const Option *option, const char *value) {
     void *field = (char *)o + option->where;
     char *end;
     double number = strtod(value, &end);
@@ -3824,17 +3834,19 @@ static const Option *option_find(const Command *command, const char *name) {
     return fail("%s has no option --%s; did you mean --%s?", command->name, name, closest), NULL;
 }
 
-/* Read n words into o. HERE in `without`: but for options of one call alone; ALL in it: but for
-   those that the command has not. */
-static int options_read(Options *o, char **words, int n, unsigned without) {
+/* Where words come from: the command's own defaults; a preset, of which options that the command
+   has not are passed over; a saved run, of which those of one call alone are; or a person. */
+enum { DEFAULTS, PRESET, SAVED, TYPED };
+
+static int options_read(Options *o, char **words, int n, int source) {
     for (int i = 0; i < n; i++) {
         const char *name = strncmp(words[i], "--", 2) ? "" : words[i] + 2;
         if (!*name) return fail("\"%s\" is no option; options start with --", words[i]);
         const Option *option = option_find(o->command, name);
-        if (!option && without == ALL && ++i) continue;
+        if (!option && source == PRESET && ++i) continue;
         if (!option) return -1;
-        Options ignored, *to = without & option->commands & HERE ? &ignored : o;
-        if (!without) o->given[option - option_table] = 1;
+        Options ignored, *to = source == SAVED && option->commands & HERE ? &ignored : o;
+        if (source == TYPED) o->given[option - option_table] = 1;
         if (option->type == FLAG) {
             *(Size *)(void *)((char *)to + option->where) = 1;
         } else if (i + 1 == n || (option->type == LIST && !strncmp(words[i + 1], "--", 2))) {
@@ -3854,17 +3866,17 @@ static int options_all(Options *o, const Command *command, char **words, int n, 
     *o = (Options){.command = command, .words = words, .n_words = n};
     for (const Option *option = option_table; option < option_table + N_OPTIONS; option++) {
         if (!(option->commands & command->bit)) continue;
-        if (*option->initial) option_set(o, option, (char *)option->initial);
+        if (*option->initial) option_set(o, option, option->initial);
         else if (option->type == WHOLE) *(Size *)(void *)((char *)o + option->where) = -1;
     }
     for (int round = 0; round < 2; round++) { // the first one finds out which preset
-        const char *texts[] = {command->defaults, round ? presets[o->preset] : "", saved};
-        if (round && !option_find(command, "preset")) texts[1] = "";
-        for (int i = 0; i < 3; i++) {
-            int n_list = words_split(texts[i], i == 2 ? "\n" : " ", &list);
-            if (options_read(o, list, n_list, i == 2 ? HERE : i == 1 ? ALL : HERE << 1)) return -1;
+        int has_preset = round && option_find(command, "preset");
+        const char *texts[] = {command->defaults, has_preset ? presets[o->preset] : "", saved};
+        for (int source = DEFAULTS; source < TYPED; source++) {
+            int n_list = words_split(texts[source], source == SAVED ? "\n" : " ", &list);
+            if (options_read(o, list, n_list, source)) return -1;
         }
-        if (options_read(o, words, n, 0)) return -1;
+        if (options_read(o, words, n, TYPED)) return -1;
     }
     o->micro_batch = min(o->micro_batch, o->batch);
     return 0;
@@ -3925,9 +3937,9 @@ static void help_command(const Command *command) {
 /* "3:07", or "2:03:07". */
 static const char *clock_text(double seconds) {
     static char text[32];
-    int s = (int)(seconds + 0.5);
-    if (s >= 3600) snprintf(text, sizeof text, "%d:%02d:%02d", s / 3600, s / 60 % 60, s % 60);
-    else snprintf(text, sizeof text, "%d:%02d", s / 60, s % 60);
+    Size s = llround(seconds);
+    if (s >= 3600) snprintf(text, sizeof text, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
+    else snprintf(text, sizeof text, "%lld:%02lld", s / 60, s % 60);
     return text;
 }
 
@@ -3938,9 +3950,10 @@ static void need_folder(const char *dir) {
 }
 
 /* ==== 13 training ===============================================================================
-   train, finetune and --resume. The idea to take away: a step is a function of the weights, Adam's
-   moments and the step's number, since random numbers have no state; so a run that is saved after
-   any step goes on as if it had never been stopped. */
+   train, finetune and --resume (paper, 3.4; unlike there, fine-tuning follows the cosine, too, and
+   pre-training mirrors pictures). The idea to take away: a step is a function of the weights,
+   Adam's moments and the step's number, since random numbers have no state; so a run that is saved
+   after any step goes on as if it had never been stopped. */
 
 enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, LOG_ROWS = 200 };
 enum { PROCESS_BYTES = 4000000, HISTOGRAM_BYTES = ALL_COLOURS * sizeof(uint32_t) };

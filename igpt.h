@@ -40,8 +40,8 @@ double random_normal(uint64_t seed, uint64_t stream, uint64_t counter);
 /* Shuffle order[0..n) (Fisher and Yates) with the numbers of one stream. */
 void random_shuffle(Size *order, Size n, uint64_t seed, uint64_t stream);
 
-/* e^x. In float: within 2 ulp of libm, infinite above 88.7, 0 below -86.6 (where the result leaves
-   the normal floats), NaN for NaN. Branch-free, so that loops over it vectorise. */
+/* e^x. In float: relative error below 2^-22, infinite above 88.7, 0 below -86.6 (near where
+   floats are normal no more), NaN for NaN. Branch-free, so that loops over it vectorise. */
 real real_exp(real x);
 
 /* How many threads are used from now on; 0 means all that the machine has. */
@@ -84,7 +84,7 @@ enum { NO_LABEL = 65535 }; // of a picture without a class
 typedef struct {
     Size B;
     const uint16_t *tokens; // (B, T) < K
-    const uint8_t *mask;    // (B, T), 1 = masked: L_BERT. NULL: L_AR
+    const uint8_t *mask;    // (B, T), 1 = masked, for a BERT model; NULL for an AR model
     const uint16_t *labels; // (B) < C or NO_LABEL; may be NULL where L_CLF is not asked for
 } Batch;
 
@@ -138,7 +138,7 @@ typedef struct {
     Size n_head;   // H, divides d
     Size n_layer;  // L
     Size n_class;  // C; 0: no classification head
-    int objective; // what it was pre-trained on; decides the attention mask and the shift
+    int objective; // pre-training's; decides the attention mask (the shift follows Batch.mask)
 } Config;
 
 int config_check(const Config *config); // -1: the sizes make no model
@@ -170,7 +170,7 @@ int model_list(Model *model, Config config);
 void model_free(Model *model);
 double model_flops(const Model *model); // of an image's forward pass; training: three times that
 
-/* Initial values (paper, appendix; GPT-2's scheme): normal with each tensor's std, gains 1. */
+/* Initial values of OpenAI's code (paper, 3.3): normal with each tensor's std; gains 1, heads 0. */
 void model_randomise(Model *model, uint64_t seed);
 
 /* What a pass keeps: nothing (evaluation), all that backward needs, or each block's input only,
@@ -200,7 +200,7 @@ typedef struct {
     Size correct; // labelled images whose class was right
 } Losses;
 
-/* L_GEN and L_CLF of a batch (paper, sections 2.1 and 2.2), each only where its weight is not 0.
+/* L_GEN and L_CLF of a batch (paper, sections 2.1 and 2.3), each only where its weight is not 0.
    Where grads is not NULL, adds to it (laid out as params) the gradient of gen_weight * gen +
    clf_weight * clf; acts must then keep what backward needs. Weights of 1 / images make it the
    mean's. */
@@ -238,13 +238,14 @@ void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *p
 
 /* ---- 7 sampling ----------------------------------------------------------------------------- */
 typedef struct Sampler Sampler;
-/* Memory to draw B images at once with a key-value cache: 2 L T d reals an image. Given back with
-   free(); sampler_bytes() tells its size. */
+/* Memory to draw up to B images at once, of which 2 L T d reals an image for keys and values; to be
+   given back with free(). sampler_bytes() tells its size. NULL for a BERT model, too. */
 Sampler *sampler_new(const Config *config, Size B);
 Size sampler_bytes(const Config *config, Size B);
 
 /* Feed position t of B images and return logits (B, K) for it: softmax gives p(x_t | x_<t).
-   previous (B) holds the tokens at t - 1 (not read at t = 0). Positions come in order from 0. */
+   previous (B) holds the tokens at t - 1 (not read at t = 0). Positions come in order from 0,
+   with the same B. */
 const real *sampler_step(const Model *model, Sampler *sampler, Size t, const uint16_t *previous,
                          Size B);
 
@@ -262,9 +263,9 @@ typedef struct {
 double sample_uniform(uint64_t seed, Size image, Size t);
 
 /* Go on with B images, tokens (B, T), from position t on to `end`: positions before `given` are
-   there already and only fed, the others are drawn. An image is a function of (model, seed,
-   number): neither threads nor B change it. Positions come in order from 0; a caller that wants to
-   show pictures as they grow asks for one row of pixels after another. */
+   there already and only fed, the others are drawn. An image is a function of model, drawing,
+   number and what is given: neither threads nor B change it. Positions come in order from 0; a
+   caller that wants to show pictures as they grow asks for one row of pixels after another. */
 void sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Size B, Size t,
                       Size end, Size given, const Drawing *drawing);
 
