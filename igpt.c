@@ -444,7 +444,8 @@ INLINE void tile_of_height(Matrix c, Matrix a, const real *b, int accumulate) {
         HEIGHT(1)
         HEIGHT(2)
         HEIGHT(3)
-        HEIGHT(4) HEIGHT(5) HEIGHT(6) HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12)
+        HEIGHT(4)
+        HEIGHT(5) HEIGHT(6) HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12)
             HEIGHT(13) HEIGHT(14)
     }
 }
@@ -2305,10 +2306,12 @@ static int records_open(Records *r, const Layout *layout, const char *dir, const
                     MAX_SIDE);
     r->size = r->height * r->width * (dims == 1 ? 1 : layout->channels);
     if (dims == 3) r->size += layout->label_bytes;
-    r->n = header ? (Size)get_int(head + 4, 4, BIG) : bytes < r->size ? 1 : bytes / r->size;
+    r->n = header ? (Size)get_int(head + 4, 4, BIG) : ceil_div(bytes, r->size);
     r->first = r->bytes + header;
     if (r->n < 1 || r->n > MAX_PICTURES)
         return fail("%s: %lld records, not 1 to %d", r->path, r->n, MAX_PICTURES);
+    if (!header && bytes % r->size)
+        return fail("%s: %lld bytes is no multiple of a record's %lld", r->path, bytes, r->size);
     Size promised = header + r->n * r->size; // n < 2^24, size < 2^32
     if (bytes == promised) return 0;
     return fail("%s: %s, %lld bytes instead of %lld (%lld records of %lld)", r->path,
@@ -3240,7 +3243,7 @@ static int config_load(Config *c, const char *json, const char *path) {
     if (inner && *inner != 'n' && json_number(inner) != 4 * (double)c->n_embd)
         return fail("%s: field n_inner is not %lld", path, 4 * c->n_embd);
     strcpy(text, "ar");
-    if (objective) json_text(objective, text, sizeof text);
+    if (objective && json_text(objective, text, sizeof text)) strcpy(text, "?");
     c->objective = strcmp(text, "bert") ? OBJECTIVE_AR : OBJECTIVE_BERT;
     if (is_causal(c) && strcmp(text, "ar"))
         return fail("%s: field igpt_objective is not \"ar\" or \"bert\"", path);
@@ -3756,18 +3759,6 @@ static int words_split(const char *text, const char *separator, char ***words) {
     return n;
 }
 
-/* The words of earlier runs ("" at first) and of this one, a line each. */
-static char *words_join(const char *saved, char **words, int n) {
-    Size bytes = strlen(saved) + 1;
-    for (int i = 0; i < n; i++) bytes += strlen(words[i]) + 1;
-    char *text = strcpy(need_memory(bytes, 1), saved);
-    for (int i = 0; i < n; i++) {
-        if (strchr(words[i], '\n')) need(!fail("--resume cannot keep an option with a line break"));
-        strcat(strcat(text, words[i]), "\n");
-    }
-    return text;
-}
-
 /* Give an option its value; -1 and a sentence for one that does not fit. */
 static int option_set(Options *o, const Option *option, const char *value) {
     void *field = (char *)o + option->where;
@@ -3778,7 +3769,8 @@ static int option_set(Options *o, const Option *option, const char *value) {
     switch (option->type) {
     case TEXT:
         if (!*value) return fail("--%s needs a value that is not empty", option->name);
-        if (strlen(value) > PATH_SIZE / 2) return fail("--%s: the path is too long", option->name);
+        if (strlen(value) > PATH_SIZE / 2 || strchr(value, '\n'))
+            return fail("--%s: the path is too long, or has a line break", option->name);
         *(const char **)field = value;
         return 0;
     case CHOICE:
@@ -3832,6 +3824,22 @@ static const Option *option_find(const Command *command, const char *name) {
     }
     if (!closest) return fail("%s has no option --%s", command->name, name), NULL;
     return fail("%s has no option --%s; did you mean --%s?", command->name, name, closest), NULL;
+}
+
+/* What a run keeps for --resume, a line each: the words of earlier runs ("" at first) and of this
+   one, but for options of this call alone. They have been read without a mistake. */
+static char *words_keep(const char *saved, const Options *o) {
+    Size bytes = strlen(saved) + 1;
+    for (int i = 0; i < o->n_words; i++) bytes += strlen(o->words[i]) + 1;
+    char *text = strcpy(need_memory(bytes, 1), saved);
+    for (int i = 0; i < o->n_words; i++) {
+        const Option *option = option_find(o->command, o->words[i] + 2);
+        int last = option->type == FLAG ? i : i + 1;
+        for (; i <= last && !(option->commands & HERE); i++)
+            strcat(strcat(text, o->words[i]), "\n");
+        i = last;
+    }
+    return text;
 }
 
 /* Where words come from: the command's own defaults; a preset, of which options that the command
@@ -4247,8 +4255,9 @@ static Size state_list(const Run *r, Stored list[N_STATE]) {
 
 static void state_load(Run *r, const Safetensors *file) {
     Stored list[N_STATE], found;
-    if (!safetensors_find(file, "log", &found) || found.n_dim != 2 || found.shape[1] != LOG_COLUMNS)
-        need(!fail("%s: tensor log is missing or not (rows, %d)", file->path, LOG_COLUMNS));
+    if (!safetensors_find(file, "log", &found) || found.dtype != F64 || found.n_dim != 2 ||
+        found.shape[1] != LOG_COLUMNS)
+        need(!fail("%s: tensor log is missing or not F64 (rows, %d)", file->path, LOG_COLUMNS));
     r->n_rows = found.shape[0];
     for (Size i = 0; i < r->n_rows; i++) // grow it as it grew
         need((r->log = grown(r->log, i, LOG_COLUMNS * sizeof *r->log)) != NULL);
@@ -4260,6 +4269,14 @@ static void state_load(Run *r, const Safetensors *file) {
                        list[i].name, wanted));
         need(!safetensors_read(file, &found, (real *)list[i].data, (double *)list[i].wide));
     }
+    const Progress *p = &r->progress;
+    int sound = p->step >= 0 && p->step <= INT_MAX / 2 && p->step == floor(p->step) &&
+                isfinite(p->seconds + p->gen + p->clf + p->sum_steps) &&
+                (p->best_accuracy == -1 || (r->fine && p->best_accuracy >= 0));
+    for (Size i = 0; i < r->adam.n && sound; i++) sound = isfinite(r->adam.params[i]);
+    for (Size i = 0; i < 3 * r->model.config.n_vocab && sound; i++)
+        sound = fabs((double)r->model.palette[i]) <= 1.001;
+    if (!sound) need(!fail("%s: its numbers are not those of a run", file->path));
 }
 
 /* log.csv: the columns that the command fills; fields without a value stay empty. */
@@ -4513,7 +4530,7 @@ static void run_print(Run *r) {
         s = evaluate(&m, &r->pass, o->micro_batch, &r->data.test, &all, 1, o->masks, o->mask_prob);
     }
     printf("step %.0f\nseconds %.1f\n", row[STEP], row[SECONDS]);
-    if (r->gen_weight > 0) printf("train_nats_per_pixel %.5f\n", score[TRAIN_GEN]);
+    if (isfinite(score[TRAIN_GEN])) printf("train_nats_per_pixel %.5f\n", score[TRAIN_GEN]);
     if (r->fine)
         printf("train_class_nats %.5f\nbest_step %.0f\nvalidation_accuracy %.4f\n",
                score[TRAIN_CLF], r->progress.best_step, r->progress.best_accuracy);
@@ -4523,16 +4540,16 @@ static void run_print(Run *r) {
 
 /* What --resume starts from: the words with which the run in --out was started, and its state. */
 static void run_reopen(Run *r, Safetensors *state) {
-    enum { MOST_BYTES = 1 << 16 };
+    enum { MOST_BYTES = 1 << 24 };
     Options *o = r->o;
     char *saved = need_memory(MOST_BYTES, 1), name[16];
     need(!safetensors_open(state, file_in(o->out, "train_state.safetensors")));
     if (safetensors_metadata(state, "command", name, sizeof name) || strcmp(name, o->command->name))
         need(!fail("%s: is no run of igpt %s", state->path, o->command->name));
     if (safetensors_metadata(state, "words", saved, MOST_BYTES))
-        need(!fail("%s: metadata words is missing", state->path));
+        need(!fail("%s: no command line in it; is it another version's?", state->path));
     need(!options_all(o, o->command, o->words, o->n_words, saved));
-    r->words = words_join(saved, o->words, o->n_words);
+    r->words = words_keep(saved, o);
 }
 
 static void command_train(Options *o) { // and finetune
@@ -4543,15 +4560,26 @@ static void command_train(Options *o) { // and finetune
                    o->init ? "init" : "resume"));
     if (o->init && o->resume) need(!fail("--init cannot go with --resume: start or go on"));
     Config config = config_of(o);
-    run.words = words_join("", o->words, o->n_words);
+    run.words = words_keep("", o);
     if (o->resume) run_reopen(&run, &state);
     else need(run.fine || !config_check(&config));
     run_open(&run, &state);
+    if (!o->resume) { // a changed --steps is not to change what was derived from it
+        char derived[128];
+        snprintf(derived, sizeof derived,
+                 "--warmup\n%lld\n--eval-every\n%lld\n--save-every\n%lld\n", o->warmup,
+                 o->eval_every, o->save_every);
+        char *all = need_memory(strlen(run.words) + sizeof derived, 1);
+        run.words = strcat(strcpy(all, run.words), derived);
+    }
     say(NOTE,
         "model: %lld layers, d %lld, %lld heads, %lld colours: %.2f million parameters, %.0f MB",
         o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
         train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
     run_steps(&run);
+    const double *row = run.log + (run.n_rows - 1) * LOG_COLUMNS;
+    if (run.n_rows && (row[STEP] < run.progress.step || !isfinite(row[FIRST_SCORE + HELD_GEN])))
+        run_report(&run, 1); // --resume with no steps left
     if (!run.n_rows) need(!fail("%s: the run is finished, but its log is empty", o->out));
     run_print(&run);
 }

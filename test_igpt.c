@@ -1280,12 +1280,12 @@ static void test_records_refused(void) {
         "folder bad/cat => test_batch.bin: No such file",
         "folder bad/test_batch.bin => test_batch.bin: it is a folder",
         "text bad/test_batch.bin => test_batch.bin: empty",
-        "records bad/test_batch.bin 1 3072 0 0 => test_batch.bin: truncated, 3072 bytes "
-        "instead of 3073",
+        "records bad/test_batch.bin 1 3072 0 0 => test_batch.bin: 3072 bytes is no multiple ... "
+        "3073",
         "records bad/test_batch.bin 2 3073 0 9"
         " => test_batch.bin: record 1 (counted from 0) ... label 10; the 10 classes are 0 to 9",
         "records bad/test_batch.bin 2 3073 0 0",
-        "records bad/data_batch_5.bin 1 3074 0 0 => data_batch_5.bin: too long, 3074 bytes",
+        "records bad/data_batch_5.bin 1 3074 0 0 => data_batch_5.bin: ... no multiple",
         "text bad/batches.meta.txt => batches.meta.txt: empty",
         "text bad/batches.meta.txt a\nb\n => data_batch_1.bin: record 2 ... label 2; the 2 classes",
         "folder bad/batches.meta.txt => batches.meta.txt: it is a folder",
