@@ -445,8 +445,9 @@ INLINE void tile_of_height(Matrix c, Matrix a, const real *b, int accumulate) {
         HEIGHT(2)
         HEIGHT(3)
         HEIGHT(4)
-        HEIGHT(5) HEIGHT(6) HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12)
-            HEIGHT(13) HEIGHT(14)
+        HEIGHT(5)
+        HEIGHT(6) HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12) HEIGHT(13)
+            HEIGHT(14)
     }
 }
 
@@ -1491,11 +1492,17 @@ static void colour_of(real colour[3], const Planes *p, Size i) {
 
 /* What the mass of all colours would be with one more centre. */
 static double mass_with(const Histogram *h, const real *centre) {
+    enum { BLOCK = 1024 };
     double sum = 0;
-#pragma omp parallel for simd schedule(static) reduction(+ : sum)
-    for (Size i = 0; i < h->colours.n; i++) {
-        real square = squared_distance(&h->colours, i, centre);
-        sum += h->count[i] * (double)(square < h->distance[i] ? square : h->distance[i]);
+#pragma omp parallel for schedule(static) reduction(+ : sum)
+    for (Size from = 0; from < h->colours.n; from += BLOCK) {
+        double mass = 0;
+#pragma omp simd reduction(+ : mass)
+        for (Size i = from; i < min(h->colours.n, from + BLOCK); i++) {
+            real square = squared_distance(&h->colours, i, centre);
+            mass += h->count[i] * (double)(square < h->distance[i] ? square : h->distance[i]);
+        }
+        sum += mass;
     }
     return sum;
 }

@@ -244,8 +244,7 @@ Sampler *sampler_new(const Config *config, Size B);
 Size sampler_bytes(const Config *config, Size B);
 
 /* Feed position t of B images and return logits (B, K) for it: softmax gives p(x_t | x_<t).
-   previous (B) holds the tokens at t - 1 (not read at t = 0). Positions come in order from 0,
-   with the same B. */
+   previous (B) holds the tokens at t - 1. Positions come in order from 0, with the same B. */
 const real *sampler_step(const Model *model, Sampler *sampler, Size t, const uint16_t *previous,
                          Size B);
 
