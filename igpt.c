@@ -446,8 +446,8 @@ INLINE void tile_of_height(Matrix c, Matrix a, const real *b, int accumulate) {
         HEIGHT(3)
         HEIGHT(4)
         HEIGHT(5)
-        HEIGHT(6) HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12) HEIGHT(13)
-            HEIGHT(14)
+        HEIGHT(6)
+        HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12) HEIGHT(13) HEIGHT(14)
     }
 }
 
@@ -2834,7 +2834,7 @@ static const struct {
 } dtypes[] = {{"F64", 8},     {"F32", 4},     {"F16", 2},  {"BF16", 2}, {"I64", 8}, {"U64", 8},
               {"I32", 4},     {"U32", 4},     {"I16", 2},  {"U16", 2},  {"I8", 1},  {"U8", 1},
               {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"BOOL", 1}, {"", 0}};
-enum { N_DTYPES = sizeof dtypes / sizeof *dtypes };
+enum { N_DTYPES = sizeof dtypes / sizeof *dtypes, REAL_DTYPE = sizeof(real) == 8 ? F64 : F32 };
 
 /* How many elements a shape has; -1 where that is 2^63 or more. */
 static Size shape_count(const Size *shape, int n_dim) {
@@ -3434,9 +3434,11 @@ int png_write(const char *path, const uint8_t *rgb, Size width, Size height) {
     return f ? file_finish(f, path, 0) : -1;
 }
 
-/* Each picture about CELL pixels wide, GAP apart, on grey. */
+enum { GROUND = 0xe8 }; // the grey that sheets lie on
+
+/* Each picture about CELL pixels wide, GAP apart. */
 int sheet_write(const char *path, const uint8_t *rgb, Size n, Size px, Size columns) {
-    enum { CELL = 96, GAP = 4, GROUND = 0xe8 };
+    enum { CELL = 96, GAP = 4 };
     Size zoom = px < CELL ? CELL / px : 1, side = px * zoom + GAP;
     Size width = columns * side + GAP, height = ceil_div(n, columns) * side + GAP;
     uint8_t *sheet = zalloc(width * height, 3);
@@ -3833,8 +3835,8 @@ static const Option *option_find(const Command *command, const char *name) {
     return fail("%s has no option --%s; did you mean --%s?", command->name, name, closest), NULL;
 }
 
-/* What a run keeps for --resume, a line each: the words of earlier runs ("" at first) and of this
-   one, but for options of this call alone. They have been read without a mistake. */
+/* What a run keeps for --resume, a line each: what is saved already, and the words of this command
+   line, but for options of this call alone. They have been read without a mistake. */
 static char *words_keep(const char *saved, const Options *o) {
     Size bytes = strlen(saved) + 1;
     for (int i = 0; i < o->n_words; i++) bytes += strlen(o->words[i]) + 1;
@@ -4246,7 +4248,7 @@ static double train_step(Run *r) {
 enum { N_STATE = 7 };
 
 static Size state_list(const Run *r, Stored list[N_STATE]) {
-    int dtype = sizeof(real) == 8 ? F64 : F32;
+    int dtype = REAL_DTYPE;
     Size n = r->adam.n, K = r->model.config.n_vocab;
     const Stored all[N_STATE] = {
         {.name = "params", .dtype = dtype, .n_dim = 1, .shape = {n}, .data = r->adam.params},
@@ -4493,7 +4495,7 @@ static void run_save(Run *r) {
     Model m = run_result(r);
     Stored list[N_STATE];
     r->progress.seconds = seconds_now() - r->began;
-    need(!model_save(&m, r->o->out, r->o->f16 ? F16 : sizeof(real) == 8 ? F64 : F32));
+    need(!model_save(&m, r->o->out, r->o->f16 ? F16 : REAL_DTYPE));
     log_write(r, file_in(r->o->out, "log.csv"));
     need(!safetensors_write(file_in(r->o->out, "train_state.safetensors"), list,
                             state_list(r, list), metadata));
@@ -4567,7 +4569,6 @@ static void command_train(Options *o) { // and finetune
                    o->init ? "init" : "resume"));
     if (o->init && o->resume) need(!fail("--init cannot go with --resume: start or go on"));
     Config config = config_of(o);
-    run.words = words_keep("", o);
     if (o->resume) run_reopen(&run, &state);
     else need(run.fine || !config_check(&config));
     run_open(&run, &state);
@@ -4576,18 +4577,17 @@ static void command_train(Options *o) { // and finetune
         snprintf(derived, sizeof derived,
                  "--warmup\n%lld\n--eval-every\n%lld\n--save-every\n%lld\n", o->warmup,
                  o->eval_every, o->save_every);
-        char *all = need_memory(strlen(run.words) + sizeof derived, 1);
-        run.words = strcat(strcpy(all, run.words), derived);
+        run.words = words_keep(derived, o);
     }
     say(NOTE,
         "model: %lld layers, d %lld, %lld heads, %lld colours: %.2f million parameters, %.0f MB",
         o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
         train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
     run_steps(&run);
-    const double *row = run.log + (run.n_rows - 1) * LOG_COLUMNS;
-    if (run.n_rows && (row[STEP] < run.progress.step || !isfinite(row[FIRST_SCORE + HELD_GEN])))
-        run_report(&run, 1); // --resume with no steps left
     if (!run.n_rows) need(!fail("%s: the run is finished, but its log is empty", o->out));
+    const double *row = run.log + (run.n_rows - 1) * LOG_COLUMNS;
+    if (row[STEP] < run.progress.step || !isfinite(row[FIRST_SCORE + HELD_GEN]))
+        run_report(&run, 1); // --resume with no steps left
     run_print(&run);
 }
 
@@ -4707,12 +4707,13 @@ static int by_light(const void *a, const void *b) {
     const real *y = by_light_palette + 3 * *(const uint16_t *)b;
     double light = 0.299 * (double)(x[0] - y[0]) + 0.587 * (double)(x[1] - y[1]) +
                    0.114 * (double)(x[2] - y[2]);
-    return (light > 0) - (light < 0);
+    if (light == 0) return *(const uint16_t *)a - *(const uint16_t *)b; // any qsort agrees
+    return light > 0 ? 1 : -1;
 }
 
 static void palette_sheet(const char *path, const real *palette, Size K, const Images *test,
                           const uint16_t *tokens) {
-    enum { COLUMNS = SHEET_COLUMNS, PAIRS = 2, GROUND = 0xe8 };
+    enum { COLUMNS = SHEET_COLUMNS, PAIRS = 2 };
     Size px = test->px, T = px * px, side = px > 1 ? px / 2 : 1, zoom = px / side; // of swatches
     Size top = round_up(ceil_div(K, side * side), COLUMNS), n = top + 2 * PAIRS * COLUMNS;
     uint8_t *rgb = need_memory(n * T, 3);
@@ -4897,7 +4898,7 @@ static void probe_export(const ProbeRun *p, const char *path) {
         for (Size i = 0; i < p->part[0][k].n; i++) parts[p->part[0][k].index[i]] = k;
     const Stored list[] = {
         {.name = "features",
-         .dtype = sizeof(real) == 8 ? F64 : F32,
+         .dtype = REAL_DTYPE,
          .n_dim = 3,
          .shape = {p->n, p->held.count, p->width},
          .data = p->features},
