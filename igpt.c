@@ -3608,11 +3608,21 @@ static int takes_colour(void) {
            (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
 }
 
-/* What the library calls say with -1, commands say to the person, and end. */
-static void need(int holds) {
-    if (holds) return;
+/* End the command with a sentence for the person. */
+__attribute__((format(printf, 1, 2))) static _Noreturn void stop(const char *format, ...) {
+    char text[sizeof last_error];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    fail("%s", text);
     fprintf(stderr, "%sigpt: %s\n", console.pending ? "\n" : "", error_text());
     exit(1);
+}
+
+/* What the library answers with -1 and a sentence ends the command. */
+static void need(int holds) {
+    if (!holds) stop("%s", error_text());
 }
 
 static void *need_memory(Size count, size_t size) { // until the command ends
@@ -3924,9 +3934,8 @@ static void options_follow(Options *o, const Config *c, const char *dir) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         if (is_given(o, sizes[i].name) && *sizes[i].option != sizes[i].value) {
             if (sizes[i].option == &o->objective)
-                fail("the model in %s has --objective %s", dir, is_masked(c) ? "bert" : "ar");
-            else fail("the model in %s has --%s %lld", dir, sizes[i].name, sizes[i].value);
-            need(0);
+                stop("the model in %s has --objective %s", dir, is_masked(c) ? "bert" : "ar");
+            stop("the model in %s has --%s %lld", dir, sizes[i].name, sizes[i].value);
         }
         *sizes[i].option = sizes[i].value;
     }
@@ -3963,7 +3972,7 @@ static const char *clock_text(double seconds) {
 /* A folder to write to, made where it is missing; found out now rather than after the work. */
 static void need_folder(const char *dir) {
     need(!folder_make(dir));
-    if (access(dir, W_OK)) need(!fail("cannot write to the folder %s: %s", dir, strerror(errno)));
+    if (access(dir, W_OK)) stop("cannot write to the folder %s: %s", dir, strerror(errno));
 }
 
 /* ==== 13 training ===============================================================================
@@ -4266,7 +4275,7 @@ static void state_load(Run *r, const Safetensors *file) {
     Stored list[N_STATE], found;
     if (!safetensors_find(file, "log", &found) || found.dtype != F64 || found.n_dim != 2 ||
         found.shape[1] != LOG_COLUMNS)
-        need(!fail("%s: tensor log is missing or not F64 (rows, %d)", file->path, LOG_COLUMNS));
+        stop("%s: tensor log is missing or not F64 (rows, %d)", file->path, LOG_COLUMNS);
     r->n_rows = found.shape[0];
     for (Size i = 0; i < r->n_rows; i++) // grow it as it grew
         need((r->log = grown(r->log, i, LOG_COLUMNS * sizeof *r->log)) != NULL);
@@ -4274,8 +4283,8 @@ static void state_load(Run *r, const Safetensors *file) {
     for (Size i = 0; i < n; i++) {
         Size wanted = shape_count(list[i].shape, list[i].n_dim);
         if (!safetensors_find(file, list[i].name, &found) || found.count != wanted)
-            need(!fail("%s: tensor %s is missing or has not %lld elements", file->path,
-                       list[i].name, wanted));
+            stop("%s: tensor %s is missing or has not %lld elements", file->path, list[i].name,
+                 wanted);
         need(!safetensors_read(file, &found, (real *)list[i].data, (double *)list[i].wide));
     }
     const Progress *p = &r->progress;
@@ -4285,7 +4294,7 @@ static void state_load(Run *r, const Safetensors *file) {
     for (Size i = 0; i < r->adam.n && sound; i++) sound = isfinite(r->adam.params[i]);
     for (Size i = 0; i < 3 * r->model.config.n_vocab && sound; i++)
         sound = fabs((double)r->model.palette[i]) <= 1.001;
-    if (!sound) need(!fail("%s: its numbers are not those of a run", file->path));
+    if (!sound) stop("%s: its numbers are not those of a run", file->path);
 }
 
 /* log.csv: the columns that the command fills; fields without a value stay empty. */
@@ -4327,7 +4336,7 @@ static real *palette_make(Options *o, const Images *train) {
         real *palette = palette_read(o->palette, &o->n_vocab);
         need(palette != NULL);
         if (is_given(o, "n-vocab") && o->n_vocab != wanted)
-            need(!fail("%s has %lld colours, not --n-vocab %lld", o->palette, o->n_vocab, wanted));
+            stop("%s has %lld colours, not --n-vocab %lld", o->palette, o->n_vocab, wanted);
         return palette;
     }
     say(NOTE, "palette: k-means, %lld colours", wanted);
@@ -4346,7 +4355,7 @@ static void run_head(Run *r) {
     Model *m = &r->model, old = *m;
     Config c = m->config;
     if (r->data.n_class < 2)
-        need(!fail("%s: %lld classes, which leaves nothing to learn", r->o->data, r->data.n_class));
+        stop("%s: %lld classes, which leaves nothing to learn", r->o->data, r->data.n_class);
     if (classes_agree(m, &r->data) && !r->o->from_scratch) return;
     c.n_class = r->data.n_class;
     need(!model_init(m, c));
@@ -4388,11 +4397,11 @@ static void run_load(Run *r, const Safetensors *state) {
         r->held = all_of(&r->data.test);
     } else if (labels_split(&r->data.train, r->data.n_class, o->labels_per_class, o->seed, 0,
                             &r->train, &r->held))
-        need(!fail("%s: %s", o->data, error_text()));
+        stop("%s: %s", o->data, error_text());
     r->held_set = r->fine ? &r->data.train : &r->data.test;
     if (!r->train.n || !r->held.n)
-        need(!fail("%s: %lld pictures left for training and %lld for validation", o->data,
-                   r->train.n, r->held.n));
+        stop("%s: %lld pictures left for training and %lld for validation", o->data, r->train.n,
+             r->held.n);
     if (r->fine)
         say(NOTE, "fine-tuning on %lld pictures, choosing by %lld others", r->train.n, r->held.n);
 }
@@ -4463,7 +4472,7 @@ static void run_report(Run *r, int evaluating) {
     const Options *o = r->o;
     Progress *p = &r->progress;
     r->log = grown(r->log, r->n_rows, LOG_COLUMNS * sizeof *r->log);
-    if (!r->log) need(!fail("out of memory for the log"));
+    if (!r->log) stop("out of memory for the log");
     double *row = r->log + r->n_rows++ * LOG_COLUMNS, *score = row + FIRST_SCORE;
     row[STEP] = p->step;
     row[SECONDS] = seconds_now() - r->began;
@@ -4510,8 +4519,7 @@ static void run_steps(Run *r) {
     while (done < o->steps) {
         double loss = train_step(r), spent = seconds_now() - now;
         done = (Size)r->progress.step;
-        if (!isfinite(loss))
-            need(!fail("the loss is %g at step %lld: try a lower --lr", loss, done));
+        if (!isfinite(loss)) stop("the loss is %g at step %lld: try a lower --lr", loss, done);
         say(PROGRESS, "step %lld of %lld  loss %.4f  %.0f images/s  %s left", done, o->steps,
             (r->gen_weight * r->progress.gen + r->clf_weight * r->progress.clf) /
                 r->progress.sum_steps,
@@ -4522,9 +4530,9 @@ static void run_steps(Run *r) {
         if (evaluating || done % log_every == 0) run_report(r, evaluating);
         if (last || stop || done % o->save_every == 0) run_save(r);
         if (stop && !last)
-            need(!fail("stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out "
-                       "%s",
-                       done, o->steps, o->command->name, o->out));
+            stop("stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out "
+                 "%s",
+                 done, o->steps, o->command->name, o->out);
     }
 }
 
@@ -4554,9 +4562,9 @@ static void run_reopen(Run *r, Safetensors *state) {
     char *saved = need_memory(MOST_BYTES, 1), name[16];
     need(!safetensors_open(state, file_in(o->out, "train_state.safetensors")));
     if (safetensors_metadata(state, "command", name, sizeof name) || strcmp(name, o->command->name))
-        need(!fail("%s: is no run of igpt %s", state->path, o->command->name));
+        stop("%s: is no run of igpt %s", state->path, o->command->name);
     if (safetensors_metadata(state, "words", saved, MOST_BYTES))
-        need(!fail("%s: no command line in it; is it another version's?", state->path));
+        stop("%s: no command line in it; is it another version's?", state->path);
     need(!options_all(o, o->command, o->words, o->n_words, saved));
     r->words = words_keep(saved, o);
 }
@@ -4565,9 +4573,8 @@ static void command_train(Options *o) { // and finetune
     Safetensors state = {.file = NULL};
     Run run = {.o = o, .fine = o->command->bit == FINETUNE};
     if (o->palette && (o->init || o->resume))
-        need(!fail("--palette cannot go with --%s, whose model has one",
-                   o->init ? "init" : "resume"));
-    if (o->init && o->resume) need(!fail("--init cannot go with --resume: start or go on"));
+        stop("--palette cannot go with --%s, whose model has one", o->init ? "init" : "resume");
+    if (o->init && o->resume) stop("--init cannot go with --resume: start or go on");
     Config config = config_of(o);
     if (o->resume) run_reopen(&run, &state);
     else need(run.fine || !config_check(&config));
@@ -4584,7 +4591,7 @@ static void command_train(Options *o) { // and finetune
         o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
         train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
     run_steps(&run);
-    if (!run.n_rows) need(!fail("%s: the run is finished, but its log is empty", o->out));
+    if (!run.n_rows) stop("%s: the run is finished, but its log is empty", o->out);
     const double *row = run.log + (run.n_rows - 1) * LOG_COLUMNS;
     if (row[STEP] < run.progress.step || !isfinite(row[FIRST_SCORE + HELD_GEN]))
         run_report(&run, 1); // --resume with no steps left
@@ -4635,7 +4642,7 @@ static void command_complete(Options *o) {
     need(!model_load(&m, o->model));
     Size px = m.config.n_px, T = px * px, rows = o->rows < 0 ? px / 2 : o->rows;
     Size each = o->n, columns = each + 2, n;
-    if (rows > px) need(!fail("--rows %lld: the model's pictures have %lld", rows, px));
+    if (rows > px) stop("--rows %lld: the model's pictures have %lld", rows, px);
     uint16_t *originals = originals_read(o, &m, &n);
     need_folder(o->out);
     uint16_t *drawn = need_memory(n * each * T, sizeof *drawn);
@@ -4802,11 +4809,10 @@ static void probe_open(ProbeRun *p) {
     need(!model_load(&p->model, o->model));
     const Config *c = &p->model.config;
     if (o->concat > c->n_layer + 1)
-        need(!fail("--concat %lld: there are only %lld layers", o->concat, c->n_layer + 1));
+        stop("--concat %lld: there are only %lld layers", o->concat, c->n_layer + 1);
     need(!dataset_read(&p->data, o->data, c->n_px));
     if (p->data.n_class < 2)
-        need(!fail("%s: a probe needs two classes or more, there are %lld", o->data,
-                   p->data.n_class));
+        stop("%s: a probe needs two classes or more, there are %lld", o->data, p->data.n_class);
     Size most = p->data.train.n + p->data.test.n;
     p->picture = need_memory(most, sizeof *p->picture);
     p->labels = need_memory(most, sizeof *p->labels);
@@ -4825,7 +4831,7 @@ static void probe_open(ProbeRun *p) {
         part[TEST_PART] = test;
         if (labels_split(&labelled, p->data.n_class, o->labels_per_class, o->seed, draw,
                          &part[TRAIN_PART], &part[VALIDATION_PART]))
-            need(!fail("%s: %s", o->data, error_text()));
+            stop("%s: %s", o->data, error_text());
     }
 }
 
@@ -5077,8 +5083,7 @@ int main(int argc, char **argv) {
     console.show = o.show < 0 ? !o.quiet && takes_colour() : (int)o.show;
     threads_set((int)o.threads);
     command->run(&o);
-    if (fflush(stdout) || ferror(stdout))
-        need(!fail("cannot write to stdout: %s", strerror(errno)));
+    if (fflush(stdout) || ferror(stdout)) stop("cannot write to stdout: %s", strerror(errno));
     return 0;
 }
 
