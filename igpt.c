@@ -4526,12 +4526,11 @@ static void run_steps(Run *r) {
             (double)((done - from) * o->batch) / spent,
             clock_text(spent / (double)(done - from) * (double)(o->steps - done)));
         int last = done == o->steps, evaluating = last || done % o->eval_every == 0;
-        int stop = interrupted; // read once: a signal may come between the two uses
+        int halt = interrupted; // read once: a signal may come between the two uses
         if (evaluating || done % log_every == 0) run_report(r, evaluating);
-        if (last || stop || done % o->save_every == 0) run_save(r);
-        if (stop && !last)
-            stop("stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out "
-                 "%s",
+        if (last || halt || done % o->save_every == 0) run_save(r);
+        if (halt && !last)
+            stop("stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out %s",
                  done, o->steps, o->command->name, o->out);
     }
 }
