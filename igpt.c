@@ -267,6 +267,9 @@ void matmul_plain(Matrix c, Matrix a, Matrix b, int accumulate) {
     }
 }
 
+/* The scratch memory of the calling thread. */
+static real *scratch_of_thread(Team team) { return team.memory + omp_get_thread_num() * team.each; }
+
 /* IGPT_PLAIN makes the program run on the plain routines, and so does a compiler without GNU vector
    types: for a first port, or to see what the rest of this section is worth. */
 #if !defined __GNUC__ && !defined IGPT_PLAIN
@@ -274,9 +277,12 @@ void matmul_plain(Matrix c, Matrix a, Matrix b, int accumulate) {
 #endif
 
 #ifdef IGPT_PLAIN
-enum { PANEL_BYTES = 0 };
+enum { MATMUL_SCRATCH = 0 };
 
-void matmul(Matrix c, Matrix a, Matrix b, int accumulate) { matmul_plain(c, a, b, accumulate); }
+void matmul(Team team, Matrix c, Matrix a, Matrix b, int accumulate) {
+    (void)team;
+    matmul_plain(c, a, b, accumulate);
+}
 #else
 
 /* The same product, fast. A processor multiplies far faster than it reads memory, so the whole art
@@ -344,9 +350,9 @@ typedef real vec __attribute__((vector_size(VEC_BYTES)));
 typedef real vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
 #    define INLINE static inline __attribute__((always_inline))
 
-static _Thread_local _Alignas(64) real packed_a[MC / MR * PANEL_A];
-static _Thread_local _Alignas(64) real packed_b[NC / NR * PANEL_B];
-enum { PANEL_BYTES = sizeof packed_a + sizeof packed_b }; // of each thread
+/* A thread's scratch memory: the panels of a block of A, then those of a block of B. */
+enum { BLOCK_A = (MC / MR * PANEL_A + 15) / 16 * 16, BLOCK_B = NC / NR * PANEL_B };
+enum { MATMUL_SCRATCH = (BLOCK_A + BLOCK_B + 15) / 16 * 16 };
 
 /* The part of m that begins at (i, j). */
 INLINE Matrix part(Matrix m, Size i, Size j, Size rows, Size cols) {
@@ -480,7 +486,8 @@ static void tiles(Matrix c, Matrix a, Size a_panel, const real *b, Size b_panel,
 }
 
 /* One block of C: at most MC x NC elements over all of K. */
-static void multiply_block(Matrix c, Matrix a, Matrix b, int accumulate) {
+static void multiply_block(real *scratch, Matrix c, Matrix a, Matrix b, int accumulate) {
+    real *packed_a = scratch, *packed_b = scratch + BLOCK_A;
     for (Size k0 = 0; k0 < a.cols; k0 += KC) {
         Size k = min(KC, a.cols - k0);
         pack_block(packed_a, MR, PANEL_A, part(a, 0, k0, a.rows, k));
@@ -515,8 +522,8 @@ INLINE void thin_rows(const int rows, real *sums, Size width, const real *x, Siz
                 sums[i * width + r] += x[i * rows + k] * b.data[k * b.row_step + r];
 }
 
-static void multiply_thin(Matrix c, Matrix a, Matrix b, int accumulate) {
-    _Alignas(64) real sums[THIN_SUMS], x[THIN_M * THIN_ROWS];
+static void multiply_thin(real *scratch, Matrix c, Matrix a, Matrix b, int accumulate) {
+    real *sums = scratch, *x = scratch + THIN_SUMS; // (M, width), (M, THIN_ROWS)
     Size M = c.rows, width = THIN_SUMS / M / VL * VL;
     int from_memory = M == 1 && (double)b.rows * (double)b.cols >= 1 << 17;
     for (Size j0 = 0; j0 < c.cols; j0 += width)
@@ -541,26 +548,27 @@ static void multiply_thin(Matrix c, Matrix a, Matrix b, int accumulate) {
 /* The thin product on all threads. Best is to share out the blocks of k, each of which lies in one
    run of memory, and to add up their products afterwards, in the order of one thread; where they
    leave threads idle, the columns. */
-static void multiply_thin_shared(Matrix c, Matrix a, Matrix b, int accumulate, int threads) {
+static void multiply_thin_shared(Team team, Matrix c, Matrix a, Matrix b, int accumulate) {
     Size M = c.rows, N = c.cols, K = a.cols, blocks = ceil_div(K, KC);
-    Size share = round_up(ceil_div(N, threads), VL);
-    real *parts = packed_b; // (blocks, M, N)
-    int uneven = blocks % threads && blocks < 4 * threads;
-    if (uneven || blocks * M * N > NC / NR * PANEL_B) {
-#    pragma omp parallel for schedule(static) num_threads(threads)
+    Size share = round_up(ceil_div(N, team.threads), VL);
+    real *parts = team.memory + BLOCK_A; // (blocks, M, N)
+    int uneven = blocks % team.threads && blocks < 4 * team.threads;
+    if (uneven || blocks * M * N > BLOCK_B) {
+#    pragma omp parallel for schedule(static) num_threads(team.threads)
         for (Size j = 0; j < N; j += share) {
             Size n = min(share, N - j);
-            multiply_thin(part(c, 0, j, M, n), a, part(b, 0, j, K, n), accumulate);
+            multiply_thin(scratch_of_thread(team), part(c, 0, j, M, n), a, part(b, 0, j, K, n),
+                          accumulate);
         }
         return;
     }
-#    pragma omp parallel num_threads(threads)
+#    pragma omp parallel num_threads(team.threads)
     {
 #    pragma omp for schedule(static)
         for (Size p = 0; p < blocks; p++) {
             Size k0 = p * KC, k = min(KC, K - k0);
-            multiply_thin(matrix(parts + p * M * N, M, N), part(a, 0, k0, M, k),
-                          part(b, k0, 0, k, N), 0);
+            multiply_thin(scratch_of_thread(team), matrix(parts + p * M * N, M, N),
+                          part(a, 0, k0, M, k), part(b, k0, 0, k, N), 0);
         }
 #    pragma omp for schedule(static)
         for (Size j0 = 0; j0 < N; j0 += share)
@@ -573,13 +581,14 @@ static void multiply_thin_shared(Matrix c, Matrix a, Matrix b, int accumulate, i
     }
 }
 
-void matmul(Matrix c, Matrix a, Matrix b, int accumulate) {
+void matmul(Team team, Matrix c, Matrix a, Matrix b, int accumulate) {
     Size M = c.rows, N = c.cols, K = a.cols;
-    int alone = omp_in_parallel() || (double)M * (double)N * (double)K < 1e5;
-    int threads = alone ? 1 : omp_get_max_threads();
+    if (omp_in_parallel() || (double)M * (double)N * (double)K < 1e5) // a team of this thread alone
+        team = (Team){1, team.each, scratch_of_thread(team)};
+    int threads = team.threads;
     if (M <= THIN_M && b.col_step == 1) {
-        if (threads == 1) multiply_thin(c, a, b, accumulate);
-        else multiply_thin_shared(c, a, b, accumulate, threads);
+        if (threads == 1) multiply_thin(team.memory, c, a, b, accumulate);
+        else multiply_thin_shared(team, c, a, b, accumulate);
         return;
     }
     /* As many blocks as the threads can share evenly: of rows, or of columns where rows are few. */
@@ -591,11 +600,17 @@ void matmul(Matrix c, Matrix a, Matrix b, int accumulate) {
     for (Size j = 0; j < N; j += n)
         for (Size i = 0; i < M; i += m) {
             Size rows = min(m, M - i), cols = min(n, N - j);
-            multiply_block(part(c, i, j, rows, cols), part(a, i, 0, rows, K),
-                           part(b, 0, j, K, cols), accumulate);
+            multiply_block(scratch_of_thread(team), part(c, i, j, rows, cols),
+                           part(a, i, 0, rows, K), part(b, 0, j, K, cols), accumulate);
         }
 }
 #endif // IGPT_PLAIN
+
+Team team_new(void) {
+    Team team = {threads_get(), MATMUL_SCRATCH, NULL};
+    team.memory = zalloc(team.threads * team.each, sizeof(real));
+    return team;
+}
 
 /* ==== 3 layers ==================================================================================
    The parts of a block (paper, section 2.2), each a plain function over raw pointers, its backward
@@ -699,18 +714,14 @@ static Matrix head_of(const Attention *a, const real *x, Size width, Size head) 
     return (Matrix){(real *)x + head / a->H * a->T * width + head % a->H * hs, a->T, hs, width, 1};
 }
 
-static real *scratch_of_thread(const Attention *a) {
-    return a->scratch + omp_get_thread_num() * attention_scratch(a->T, a->d / a->H);
-}
-
 void attention_plain_forward(const Attention *a, real *out, real *lse, const real *qkv) {
     Size T = a->T, d = a->d, hs = d / a->H;
     real scale = 1 / (real)sqrt((double)hs);
-#pragma omp parallel for schedule(dynamic) num_threads(a->threads)
+#pragma omp parallel for schedule(dynamic) num_threads(a->team.threads)
     for (Size head = 0; head < a->B * a->H; head++) {
         Matrix q = head_of(a, qkv, 3 * d, head), k = head_of(a, qkv + d, 3 * d, head);
         Matrix v = head_of(a, qkv + 2 * d, 3 * d, head), o = head_of(a, out, d, head);
-        real *p = scratch_of_thread(a); // (T)
+        real *p = scratch_of_thread(a->team); // (T)
         for (Size t = 0; t < T; t++) {
             Size seen = a->causal ? t + 1 : T;
             for (Size j = 0; j < seen; j++)
@@ -730,7 +741,7 @@ void attention_plain_backward(const Attention *a, real *dqkv, const real *dout, 
     Size T = a->T, d = a->d, hs = d / a->H;
     real scale = 1 / (real)sqrt((double)hs);
     memset(dqkv, 0, (a->B * T * 3 * d) * sizeof *dqkv);
-#pragma omp parallel for schedule(dynamic) num_threads(a->threads)
+#pragma omp parallel for schedule(dynamic) num_threads(a->team.threads)
     for (Size head = 0; head < a->B * a->H; head++) {
         Matrix dq = head_of(a, dqkv, 3 * d, head), q = head_of(a, qkv, 3 * d, head);
         Matrix g = head_of(a, dout, d, head), o = head_of(a, out, d, head);
@@ -816,7 +827,8 @@ static Size head_place(Head *s, real *base, Size T, Size hs) {
 
 Size attention_scratch(Size T, Size hs) {
     Head s;
-    return head_place(&s, NULL, T, hs);
+    Size used = head_place(&s, NULL, T, hs);
+    return used > MATMUL_SCRATCH ? used : MATMUL_SCRATCH;
 }
 
 /* rows (T, hs) = x. panels: the same packed; NULL if that is not needed. */
@@ -870,12 +882,12 @@ static void softmax_columns(real *p, Size n, Size first, real scale, real *sum, 
 void attention_forward(const Attention *a, real *out, real *lse, const real *qkv) {
     Size T = a->T, d = a->d, hs = d / a->H;
     real scale = 1 / (real)sqrt((double)hs);
-#    pragma omp parallel for schedule(dynamic) num_threads(a->threads)
+#    pragma omp parallel for schedule(dynamic) num_threads(a->team.threads)
     for (Size head = 0; head < a->B * a->H; head++) {
         Matrix q = head_of(a, qkv, 3 * d, head), o = head_of(a, out, d, head);
         real sum[NR], log_sum[NR];
         Head s;
-        head_place(&s, scratch_of_thread(a), T, hs);
+        head_place(&s, scratch_of_thread(a->team), T, hs);
         head_gather(s.v, s.k_panels, head_of(a, qkv + d, 3 * d, head)); // k goes through v's rows
         head_gather(s.v, NULL, head_of(a, qkv + 2 * d, 3 * d, head));
         for (Size i0 = 0; i0 < T; i0 += NR) {
@@ -913,12 +925,12 @@ void attention_backward(const Attention *a, real *dqkv, const real *dout, const 
                         const real *out, const real *lse) {
     Size T = a->T, d = a->d, hs = d / a->H;
     real scale = 1 / (real)sqrt((double)hs);
-#    pragma omp parallel for schedule(dynamic) num_threads(a->threads)
+#    pragma omp parallel for schedule(dynamic) num_threads(a->team.threads)
     for (Size head = 0; head < a->B * a->H; head++) {
         Matrix q = head_of(a, qkv, 3 * d, head), dq = head_of(a, dqkv, 3 * d, head);
         Matrix g = head_of(a, dout, d, head), o = head_of(a, out, d, head);
         Head s;
-        head_place(&s, scratch_of_thread(a), T, hs);
+        head_place(&s, scratch_of_thread(a->team), T, hs);
         head_gather(s.q, s.q_panels, q);
         head_gather(s.dout, s.dout_panels, g);
         for (Size t = 0; t < T; t++) s.D[t] = dot(element(g, t, 0), element(o, t, 0), hs);
@@ -1093,7 +1105,8 @@ typedef struct {
 } Layer;
 
 struct Activations {
-    int threads, keep;
+    int keep;
+    Team team;
     Layer *layer;   // (L + 1) in memory of their own where they are kept, else in the first one's
     real *n;        // (B, T, d) the normalised input of whatever matmul comes next
     real *g;        // (B, T, 4d)
@@ -1103,7 +1116,6 @@ struct Activations {
     real *weight;   // (B, T) of each position in the loss
     real *features; // (B, d) mean of n^L over positions
     real *classes;  // (B, C) like logits
-    real *scratch;  // (threads, attention_scratch(T, hs))
     /* Of backward. */
     real *dh;      // (B, T, d)
     real *dn;      // (B, T, d)
@@ -1137,7 +1149,8 @@ static Size activations_place(Activations *s, real *base, const Config *c, Size 
     s->weight = carve(base, &used, rows);
     s->features = carve(base, &used, B * d);
     s->classes = carve(base, &used, B * c->n_class);
-    s->scratch = carve(base, &used, s->threads * attention_scratch(T, d / c->n_head));
+    s->team.each = attention_scratch(T, d / c->n_head);
+    s->team.memory = carve(base, &used, s->team.threads * s->team.each);
     if (s->keep != KEEP_NOTHING) {
         s->dh = carve(base, &used, rows * d);
         s->dn = carve(base, &used, rows * d);
@@ -1150,14 +1163,14 @@ static Size activations_place(Activations *s, real *base, const Config *c, Size 
 enum { HEADER = (sizeof(Activations) + 63) / 64 * 64 }; // the struct itself stands in front
 
 Size activations_bytes(const Config *c, Size B, int keep) {
-    Activations s = {.threads = threads_get(), .keep = keep};
+    Activations s = {.keep = keep, .team = {.threads = threads_get()}};
     return HEADER + activations_place(&s, NULL, c, B);
 }
 
 Activations *activations_new(const Config *c, Size B, int keep) {
     Activations *s = zalloc(activations_bytes(c, B, keep), 1);
     if (!s) return NULL;
-    s->threads = threads_get();
+    s->team.threads = threads_get();
     s->keep = keep;
     activations_place(s, (real *)(void *)((char *)s + HEADER), c, B);
     return s;
@@ -1165,7 +1178,7 @@ Activations *activations_new(const Config *c, Size B, int keep) {
 
 static Attention attention_of(const Model *m, const Activations *s, Size B) {
     const Config *c = &m->config;
-    return (Attention){B, positions(c), c->n_embd, c->n_head, is_causal(c), s->threads, s->scratch};
+    return (Attention){B, positions(c), c->n_embd, c->n_head, is_causal(c), s->team};
 }
 
 /* A block, up to what backward needs of it: a = h + attn(rms(h)), u = rms(a) W_fc. */
@@ -1174,12 +1187,12 @@ static void block_inner(const Model *m, const Activations *s, Size l, Size B) {
     const Layer *y = &s->layer[l];
     Attention attention = attention_of(m, s, B);
     rms_forward(s->n, y->inv_1, y->h, weight(m, LN_1, l).data, rows, d);
-    matmul(matrix(y->qkv, rows, 3 * d), matrix(s->n, rows, d), weight(m, C_ATTN, l), 0);
+    matmul(s->team, matrix(y->qkv, rows, 3 * d), matrix(s->n, rows, d), weight(m, C_ATTN, l), 0);
     attention_forward(&attention, y->att, y->lse, y->qkv);
     memcpy(y->a, y->h, rows * d * sizeof *y->a);
-    matmul(matrix(y->a, rows, d), matrix(y->att, rows, d), weight(m, ATTN_PROJ, l), 1);
+    matmul(s->team, matrix(y->a, rows, d), matrix(y->att, rows, d), weight(m, ATTN_PROJ, l), 1);
     rms_forward(s->n, y->inv_2, y->a, weight(m, LN_2, l).data, rows, d);
-    matmul(matrix(y->u, rows, 4 * d), matrix(s->n, rows, d), weight(m, C_FC, l), 0);
+    matmul(s->team, matrix(y->u, rows, 4 * d), matrix(s->n, rows, d), weight(m, C_FC, l), 0);
 }
 
 /* From h^l to h^(l+1) = a + gelu(u) W_proj. */
@@ -1190,7 +1203,7 @@ static void block_forward(const Model *m, const Activations *s, Size l, Size B) 
     block_inner(m, s, l, B);
     gelu_forward(s->g, y->u, rows, 4 * d);
     memcpy(out, y->a, rows * d * sizeof *out);
-    matmul(matrix(out, rows, d), matrix(s->g, rows, 4 * d), weight(m, MLP_PROJ, l), 1);
+    matmul(s->team, matrix(out, rows, d), matrix(s->g, rows, 4 * d), weight(m, MLP_PROJ, l), 1);
 }
 
 /* s->dh goes in as the gradient of the block's output and comes out as that of its input. For
@@ -1205,21 +1218,21 @@ static void block_backward(const Model *m, const Activations *s, Size l, Size B,
     Matrix du = matrix(s->wide, rows, 4 * d), g = matrix(s->g, rows, 4 * d);
     Matrix dqkv = matrix(s->wide, rows, 3 * d), datt = matrix(s->wide + rows * 3 * d, rows, d);
 
-    matmul(du, dh, transposed(weight(m, MLP_PROJ, l)), 0);
+    matmul(s->team, du, dh, transposed(weight(m, MLP_PROJ, l)), 0);
     gelu_backward(du.data, s->g, y->u, rows, 4 * d);
-    matmul(tensor(m, grads, MLP_PROJ, l), transposed(g), dh, 1);
+    matmul(s->team, tensor(m, grads, MLP_PROJ, l), transposed(g), dh, 1);
     rms_forward(s->n, y->inv_2, y->a, ln_2, rows, d);
-    matmul(tensor(m, grads, C_FC, l), transposed(n), du, 1);
-    matmul(dn, du, transposed(weight(m, C_FC, l)), 0);
+    matmul(s->team, tensor(m, grads, C_FC, l), transposed(n), du, 1);
+    matmul(s->team, dn, du, transposed(weight(m, C_FC, l)), 0);
     rms_backward(s->dh, tensor(m, grads, LN_2, l).data, s->partial, s->dn, y->a, ln_2, y->inv_2,
                  rows, d);
 
-    matmul(datt, dh, transposed(weight(m, ATTN_PROJ, l)), 0);
-    matmul(tensor(m, grads, ATTN_PROJ, l), transposed(matrix(y->att, rows, d)), dh, 1);
+    matmul(s->team, datt, dh, transposed(weight(m, ATTN_PROJ, l)), 0);
+    matmul(s->team, tensor(m, grads, ATTN_PROJ, l), transposed(matrix(y->att, rows, d)), dh, 1);
     attention_backward(&attention, dqkv.data, datt.data, y->qkv, y->att, y->lse);
     rms_forward(s->n, y->inv_1, y->h, ln_1, rows, d);
-    matmul(tensor(m, grads, C_ATTN, l), transposed(n), dqkv, 1);
-    matmul(dn, dqkv, transposed(weight(m, C_ATTN, l)), 0);
+    matmul(s->team, tensor(m, grads, C_ATTN, l), transposed(n), dqkv, 1);
+    matmul(s->team, dn, dqkv, transposed(weight(m, C_ATTN, l)), 0);
     rms_backward(s->dh, tensor(m, grads, LN_1, l).data, s->partial, s->dn, y->h, ln_1, y->inv_1,
                  rows, d);
 }
@@ -1241,7 +1254,7 @@ const real *model_forward(const Model *m, Activations *s, const Batch *batch) {
 
 real *model_logits(const Model *m, Activations *s, Size B) {
     Size d = m->config.n_embd, rows = B * positions(&m->config);
-    matmul(matrix(s->logits, rows, m->config.n_vocab), matrix(s->n, rows, d),
+    matmul(s->team, matrix(s->logits, rows, m->config.n_vocab), matrix(s->n, rows, d),
            transposed(weight(m, LM_HEAD, 0)), 0); // lm_head is stored (out, in)
     return s->logits;
 }
@@ -1299,8 +1312,9 @@ static double generative_loss(const Model *m, Activations *s, const Batch *batch
     if (grads) {
         Matrix dlogits = matrix(s->logits, rows, K), dn = matrix(s->dn, rows, d);
         cross_entropy_backward(s->logits, batch->tokens, s->weight, rows, K);
-        matmul(dn, dlogits, weight(m, LM_HEAD, 0), 0);
-        matmul(tensor(m, grads, LM_HEAD, 0), transposed(dlogits), matrix(s->n, rows, d), 1);
+        matmul(s->team, dn, dlogits, weight(m, LM_HEAD, 0), 0);
+        matmul(s->team, tensor(m, grads, LM_HEAD, 0), transposed(dlogits), matrix(s->n, rows, d),
+               1);
     }
     return loss;
 }
@@ -1325,7 +1339,8 @@ static void classify(const Model *m, Activations *s, Size B) {
     Size d = m->config.n_embd, C = m->config.n_class;
     memset(s->features, 0, B * d * sizeof *s->features);
     pool_add(s->features, d, s->n, B, positions(&m->config), d, POOL_MEAN, 1);
-    matmul(matrix(s->classes, B, C), matrix(s->features, B, d), transposed(weight(m, SCORE, 0)), 0);
+    matmul(s->team, matrix(s->classes, B, C), matrix(s->features, B, d),
+           transposed(weight(m, SCORE, 0)), 0);
 }
 
 static Size largest_of(const real *x, Size n) { // the first of several
@@ -1360,8 +1375,8 @@ static void classifier_loss(const Model *m, Activations *s, const Batch *batch, 
         cross_entropy_backward(s->classes + b * C, &target, &labelled, 1, C);
     }
     Matrix dlogits = matrix(s->classes, B, C), features = matrix(s->features, B, d);
-    matmul(tensor(m, grads, SCORE, 0), transposed(dlogits), features, 1);
-    matmul(features, dlogits, weight(m, SCORE, 0), 0); // now their gradient
+    matmul(s->team, tensor(m, grads, SCORE, 0), transposed(dlogits), features, 1);
+    matmul(s->team, features, dlogits, weight(m, SCORE, 0), 0); // now their gradient
 #pragma omp parallel for schedule(static)
     for (Size r = 0; r < B * T; r++)
         for (Size i = 0; i < d; i++) s->dn[r * d + i] += s->features[r / T * d + i] / (real)T;
@@ -1622,6 +1637,7 @@ void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *p
 
 struct Sampler {
     Size B;
+    Team team;
     real *keys;   // (L, B, H, T, hs): what a head looks back on is one run of memory
     real *values; // the same
     real *h, *n, *inv, *qkv, *att, *u, *logits;
@@ -1643,6 +1659,8 @@ static Size sampler_place(Sampler *s, real *base, const Config *c) {
     s->logits = carve(base, &used, B * c->n_vocab);
     s->scores = carve(base, &used, B * c->n_head * T);
     s->probs = carve(base, &used, c->n_vocab);
+    s->team.each = MATMUL_SCRATCH;
+    s->team.memory = carve(base, &used, s->team.threads * s->team.each);
     s->previous = (uint16_t *)(void *)carve(base, &used, B); // a real is not smaller
     return used * sizeof(real);
 }
@@ -1650,7 +1668,7 @@ static Size sampler_place(Sampler *s, real *base, const Config *c) {
 enum { SAMPLER_HEADER = (sizeof(Sampler) + 63) / 64 * 64 };
 
 Size sampler_bytes(const Config *c, Size B) {
-    Sampler s = {.B = B};
+    Sampler s = {.B = B, .team = {.threads = threads_get()}};
     return SAMPLER_HEADER + sampler_place(&s, NULL, c);
 }
 
@@ -1660,6 +1678,7 @@ Sampler *sampler_new(const Config *c, Size B) {
     Sampler *s = zalloc(sampler_bytes(c, B), 1);
     if (!s) return NULL;
     s->B = B;
+    s->team.threads = threads_get();
     sampler_place(s, (real *)((char *)s + SAMPLER_HEADER), c);
     return s;
 }
@@ -1669,7 +1688,7 @@ Sampler *sampler_new(const Config *c, Size B) {
 static void attend_cached(Sampler *s, const Config *c, Size l, Size t, Size B) {
     Size T = positions(c), d = c->n_embd, H = c->n_head, hs = d / H;
     real scale = 1 / (real)sqrt((double)hs);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(s->team.threads)
     for (Size head = 0; head < B * H; head++) {
         Size past = (l * s->B * H + head) * T * hs;
         real *keys = s->keys + past, *values = s->values + past; // (T, hs)
@@ -1680,7 +1699,7 @@ static void attend_cached(Sampler *s, const Config *c, Size l, Size t, Size B) {
         memcpy(values + t * hs, q + 2 * d, hs * sizeof *values);
         for (Size j = 0; j <= t; j++) p[j] = scale * dot(q, keys + j * hs, hs);
         real inverse = 1 / softmax_row(p, t + 1, &lse);
-        matmul(matrix(out, 1, hs), matrix(p, 1, t + 1), matrix(values, t + 1, hs), 0);
+        matmul(s->team, matrix(out, 1, hs), matrix(p, 1, t + 1), matrix(values, t + 1, hs), 0);
         for (Size i = 0; i < hs; i++) out[i] *= inverse;
     }
 }
@@ -1697,16 +1716,16 @@ const real *sampler_step(const Model *m, Sampler *s, Size t, const uint16_t *pre
     }
     for (Size l = 0; l < c->n_layer; l++) {
         rms_forward(s->n, s->inv, s->h, weight(m, LN_1, l).data, B, d);
-        matmul(matrix(s->qkv, B, 3 * d), n, weight(m, C_ATTN, l), 0);
+        matmul(s->team, matrix(s->qkv, B, 3 * d), n, weight(m, C_ATTN, l), 0);
         attend_cached(s, c, l, t, B);
-        matmul(h, matrix(s->att, B, d), weight(m, ATTN_PROJ, l), 1);
+        matmul(s->team, h, matrix(s->att, B, d), weight(m, ATTN_PROJ, l), 1);
         rms_forward(s->n, s->inv, s->h, weight(m, LN_2, l).data, B, d);
-        matmul(u, n, weight(m, C_FC, l), 0);
+        matmul(s->team, u, n, weight(m, C_FC, l), 0);
         gelu_forward(s->u, s->u, B, 4 * d);
-        matmul(h, u, weight(m, MLP_PROJ, l), 1);
+        matmul(s->team, h, u, weight(m, MLP_PROJ, l), 1);
     }
     rms_forward(s->n, s->inv, s->h, weight(m, LN_F, 0).data, B, d);
-    matmul(matrix(s->logits, B, c->n_vocab), n, transposed(weight(m, LM_HEAD, 0)), 0);
+    matmul(s->team, matrix(s->logits, B, c->n_vocab), n, transposed(weight(m, LM_HEAD, 0)), 0);
     return s->logits;
 }
 
@@ -1861,6 +1880,7 @@ typedef struct {
     double l2;
     real *logits; // (n, C), then their gradient
     real *nll;    // (n), then each picture's weight, 1 / n
+    Team team;
 } Logistic;
 
 /* logits (n, C) = x W' + b; w holds W (C, width), then b (C). */
@@ -1868,7 +1888,7 @@ static void logistic_logits(const Logistic *p, const real *w) {
     Matrix weights = matrix(w, p->C, p->x.cols);
     const real *bias = w + p->C * p->x.cols;
     for (Size i = 0; i < p->x.rows; i++) memcpy(p->logits + i * p->C, bias, p->C * sizeof *bias);
-    matmul(matrix(p->logits, p->x.rows, p->C), p->x, transposed(weights), 1);
+    matmul(p->team, matrix(p->logits, p->x.rows, p->C), p->x, transposed(weights), 1);
 }
 
 /* The mean nll + l2 / 2 |W|^2.  With P (n, C) the logits' gradient: dW = P' x + l2 W, db = P' 1. */
@@ -1883,7 +1903,7 @@ static double logistic_loss(void *context, const real *w, real *gradient) {
         p->nll[i] = 1 / (real)n;
     }
     cross_entropy_backward(p->logits, p->labels, p->nll, n, C);
-    matmul(matrix(gradient, C, p->x.cols), transposed(matrix(p->logits, n, C)), p->x, 0);
+    matmul(p->team, matrix(gradient, C, p->x.cols), transposed(matrix(p->logits, n, C)), p->x, 0);
     add_scaled(gradient, p->l2, w, size);
     for (Size k = 0; k < C; k++) {
         double sum = 0;
@@ -1896,11 +1916,13 @@ static double logistic_loss(void *context, const real *w, real *gradient) {
 Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2, double tolerance) {
     enum { MOST_STEPS = 1000 };
     Size n = x.rows, steps = -1;
-    Logistic p = {x, labels, C, l2, zalloc(n * C, sizeof(real)), zalloc(n, sizeof(real))};
-    if (p.logits && p.nll)
+    Logistic p = {x,         labels, C, l2, zalloc(n * C, sizeof(real)), zalloc(n, sizeof(real)),
+                  team_new()};
+    if (p.logits && p.nll && p.team.memory)
         steps = lbfgs(logistic_loss, &p, w, (x.cols + 1) * C, MOST_STEPS, tolerance);
     free(p.logits);
     free(p.nll);
+    free(p.team.memory);
     return steps;
 }
 
@@ -4170,8 +4192,7 @@ static double train_bytes(const Options *o, const Config *c, Size n_params) {
                    (double)activations_bytes(c, o->micro_batch, keep) +
                    (draws_samples(o) ? (double)sampler_bytes(c, train_samples(c)) : 0);
     int counts = o->command->bit != FINETUNE && !o->init && !o->resume && !o->palette && !o->model;
-    return PROCESS_BYTES + threads_get() * (double)PANEL_BYTES +
-           (counts ? fmax(model, HISTOGRAM_BYTES) : model);
+    return PROCESS_BYTES + (counts ? fmax(model, HISTOGRAM_BYTES) : model);
 }
 
 /* A run of pre-training or fine-tuning: everything that a step needs, laid out once. Pre-training
@@ -4690,8 +4711,7 @@ static void command_info(Options *o) {
     Config c = config_of(o);
     need(!model_list(&m, c));
     double forward = model_flops(&m), training = train_bytes(o, &c, m.n_params);
-    double sampling = PROCESS_BYTES + threads_get() * (double)PANEL_BYTES +
-                      (double)m.n_params * sizeof(real) +
+    double sampling = PROCESS_BYTES + (double)m.n_params * sizeof(real) +
                       (double)sampler_bytes(&c, sample_batch(&c));
     c.n_px = 32, c.n_vocab = 512; // what the paper's table counts
     need(!model_list(&nominal, c));

@@ -60,11 +60,20 @@ typedef struct {
 Matrix matrix(const real *data, Size rows, Size cols);
 Matrix transposed(Matrix m);
 
+/* The threads that work together, and scratch memory for each, on a boundary of 64 bytes. team_new:
+   threads_get() threads with what matmul needs; to be given back with free(team.memory). */
+typedef struct {
+    int threads;
+    Size each;    // reals for each thread
+    real *memory; // (threads, each), whatever is in it; NULL: out of memory
+} Team;
+Team team_new(void);
+
 /* C = A B, or C += A B where accumulate is not 0: A is (M, K), B is (K, N), C is (M, N); all three
    sizes are 1 or more, C must not overlap A or B, and its columns lie side by side. Every element
    is summed in the order of k, in blocks of fixed length: the bits depend neither on the number of
    threads nor on M and N. matmul_plain is the definition, summed in one run. */
-void matmul(Matrix c, Matrix a, Matrix b, int accumulate);
+void matmul(Team team, Matrix c, Matrix a, Matrix b, int accumulate);
 void matmul_plain(Matrix c, Matrix a, Matrix b, int accumulate);
 
 /* ---- 3 layers ------------------------------------------------------------------------------- */
@@ -96,13 +105,11 @@ void embed_forward(real *h, const Batch *batch, const real *wte, const real *wpe
 void embed_backward(real *dwte, real *dwpe, const real *dh, const Batch *batch, Size T, Size d,
                     Size K);
 
-/* The sizes of multi-head attention. scratch: space for attention_scratch(T, d / H) reals for each
-   of `threads` threads, on a boundary of 64 bytes, whatever is in it. */
+/* The sizes of multi-head attention, whose team has attention_scratch(T, d / H) reals for each. */
 typedef struct {
     Size B, T, d, H;
     int causal; // position t sees 0..t, else all
-    int threads;
-    real *scratch;
+    Team team;
 } Attention;
 
 Size attention_scratch(Size T, Size hs);

@@ -226,10 +226,11 @@ static void layer_backward(const LayerCheck *l) {
 static LayerCheck layer_make(int kind, const Size size[4], int causal) {
     const Size K = LAYER_K, B = size[0], T = size[1], d = size[2], n = B * T * d;
     const Size inputs[][2] = {{n, d}, {(K + 1) * d, T * d}, {3 * n, 0}, {n, 0}, {B * T * K, 0}};
-    Size space = threads_get() * attention_scratch(T, d / size[3]);
+    Team team = {threads_get(), attention_scratch(T, d / size[3]), NULL};
+    team.memory = zeros(team.threads * team.each, sizeof(real));
     LayerCheck l = {.kind = kind, .out = zeros(n, sizeof(real)), .dy = filled(n, 3, 1)};
-    l.a = (Attention){B, T, d, size[3], causal, threads_get(), zeros(space, sizeof(real))};
-    for (Size i = 0; i < space; i++) l.a.scratch[i] = (real)NAN;
+    l.a = (Attention){B, T, d, size[3], causal, team};
+    for (Size i = 0; i < team.threads * team.each; i++) team.memory[i] = (real)NAN;
     l.batch = random_batch(B, T, K, 1, !causal);
     l.left = zeros(n, sizeof(real));
     for (int i = 0; i < 2; i++) {
@@ -530,7 +531,10 @@ static void test_matmul(void) {
             memcpy(fast, before, (size_t)n * sizeof *fast);
             memcpy(plain, before, (size_t)n * sizeof *plain);
             threads_set(1 + flags % 3);
-            matmul((Matrix){fast, M, N, N + 2, 1}, x, y, flags >> 2);
+            Team team = team_new();
+            REQUIRE(team.memory);
+            matmul(team, (Matrix){fast, M, N, N + 2, 1}, x, y, flags >> 2);
+            free(team.memory);
             matmul_plain((Matrix){plain, M, N, N + 2, 1}, x, y, flags >> 2);
             double apart = reals_apart(fast, plain, n);
             CHECK(apart < (IS_DOUBLE ? 1e-12 : 1e-5) * sqrt((double)K) * 4,
@@ -543,14 +547,20 @@ static void test_matmul_rows_alike(void) {
     enum { M = 50, N = 70, K = 600 };
     Matrix a = matrix(filled(M * K, 1, 1), M, K), b = matrix(filled(K * N, 2, 1), K, N);
     Matrix all = matrix(filled(M * N, 3, 1), M, N), some = matrix(filled(M * N, 4, 1), M, N);
-    matmul(all, a, b, 0);
+    Team one = team_new();
+    REQUIRE(one.memory);
+    matmul(one, all, a, b, 0);
+    free(one.memory);
     for (int threads = 1; threads <= 5; threads++) { // the few rows are shared out in several ways
         threads_set(threads);
+        Team team = team_new();
+        REQUIRE(team.memory);
         for (Size rows = 1; rows <= 33; rows += 4) {
             a.rows = some.rows = rows;
-            matmul(some, a, b, 0);
+            matmul(team, some, a, b, 0);
             CHECK(same_bits(all.data, some.data, rows * N), "%lld rows, %d threads", rows, threads);
         }
+        free(team.memory);
     }
 }
 

@@ -149,12 +149,13 @@ static void report(Figure figure, const char *unit, const char *format, ...) {
 /* ---- what is measured ----------------------------------------------------------------------- */
 
 typedef struct {
+    Team team;
     Matrix c, a, b;
 } Product;
 
 static void product_run(void *context) {
     const Product *p = context;
-    matmul(p->c, p->a, p->b, 0);
+    matmul(p->team, p->c, p->a, p->b, 0);
 }
 
 /* The products of one layer: for each of its four matrices y = x w, dx = dy w', dw = x' dy. */
@@ -167,14 +168,15 @@ static void bench_products(const char *model, const Config *config, Size B) {
     } linear[] = {
         {"c_attn", d, 3 * d}, {"attn.c_proj", d, d}, {"c_fc", d, 4 * d}, {"mlp.c_proj", 4 * d, d}};
     Figure logs = {0, 0};
+    Team team = team_new();
     for (int i = 0; i < 12; i++) {
         Size in = linear[i / 3].in, out = linear[i / 3].out;
         Matrix x = matrix(space, rows, in), w = matrix(space + rows * in, in, out);
         Matrix dy = matrix(w.data + in * out, rows, out);
         real *c = space + SPACE / 2; // far behind them
-        Product products[] = {{matrix(c, rows, out), x, w},
-                              {matrix(c, rows, in), dy, transposed(w)},
-                              {matrix(c, in, out), transposed(x), dy}};
+        Product products[] = {{team, matrix(c, rows, out), x, w},
+                              {team, matrix(c, rows, in), dy, transposed(w)},
+                              {team, matrix(c, in, out), transposed(x), dy}};
         double flops = 2 * (double)(rows * in * out);
         Figure figure = measure(product_run, &products[i % 3], 1e-9 * flops, &peak);
         report(figure, "GFLOP/s", "%s %s %s", model, linear[i / 3].name, kinds[i % 3]);
@@ -183,6 +185,7 @@ static void bench_products(const char *model, const Config *config, Size B) {
     }
     Figure mean = {exp(logs.value), exp(logs.best)};
     report(mean, "GFLOP/s", "%s matmul, geometric mean", model);
+    free(team.memory);
 }
 
 /* A model at work. */

@@ -36,12 +36,13 @@ static int ascending(const void *a, const void *b) {
 static double compare(const char *name, int M, int N, int K, int ta, int tb) {
     float *a = calloc((size_t)M * (size_t)K, 4), *b = calloc((size_t)K * (size_t)N, 4);
     float *c = calloc((size_t)M * (size_t)N, 4), *d = calloc((size_t)M * (size_t)N, 4);
+    Team team = team_new();
     double own[RUNS], other[RUNS], ratio[RUNS], flop = 2e-9 * M * N * K;
     for (size_t i = 0; i < (size_t)M * (size_t)K; i++) a[i] = (float)(i % 17) / 17 - 0.5f;
     for (size_t i = 0; i < (size_t)K * (size_t)N; i++) b[i] = (float)(i % 13) / 13 - 0.5f;
     for (int run = -1; run < RUNS; run++) { // the first one warms up
         double t0 = now();
-        matmul(matrix(c, M, N), ta ? transposed(matrix(a, K, M)) : matrix(a, M, K),
+        matmul(team, matrix(c, M, N), ta ? transposed(matrix(a, K, M)) : matrix(a, M, K),
                tb ? transposed(matrix(b, N, K)) : matrix(b, K, N), 0);
         double t1 = now();
         cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans,
@@ -59,7 +60,7 @@ static double compare(const char *name, int M, int N, int K, int ta, int tb) {
     qsort(ratio, RUNS, sizeof *ratio, ascending);
     printf("  %-24s %5d x %5d x %5d  igpt %6.1f  OpenBLAS %6.1f GFLOP/s  ratio %.2f\n", name, M, N,
            K, flop / own[RUNS / 2], flop / other[RUNS / 2], ratio[RUNS / 2]);
-    free(a), free(b), free(c), free(d);
+    free(a), free(b), free(c), free(d), free(team.memory);
     return ratio[RUNS / 2];
 }
 
