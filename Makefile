@@ -6,14 +6,19 @@
 #   make gradcheck  every gradient against central differences and against PyTorch
 #   make bench      what this machine reaches, against its own peak; CSV=FILE: into that file, too
 #   make fuzz       strange files for every reader, FUZZ_SECONDS=1200; needs clang
+#   make port-check every compiler and emulator that this machine has: data/port-check.sh
 #   make clean
 #
 # make ARCH= builds for any machine of this kind instead of this one; make OPENMP=-fopenmp-simd without
-# threads; make PLAIN=-DIGPT_PLAIN on the plain routines.
+# threads; make PLAIN=-DIGPT_PLAIN on the plain routines. It is GNU make's; without any make:
+#   cc -O3 -march=native -fopenmp igpt.c -lm -o igpt
 
 CC ?= cc
 ARCH ?= -march=native
 CFLAGS ?= -O3
+# On x86 of 32 bits: floats in registers of their own width, not in x87's.
+X87 := $(shell echo '__FLT_EVAL_METHOD__' | $(CC) -E -x c - 2>/dev/null | grep '^2')
+SSE := $(if $(X87),-msse2 -mfpmath=sse)
 WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes
 
 # Does the compiler know this flag, and link with it?
@@ -23,19 +28,19 @@ OPENMP := $(or $(call try,-fopenmp),$(call try,-fopenmp-simd),-Wno-unknown-pragm
 # Vectors as wide as the machine has (compilers shy away from 64 bytes of their own accord).
 WIDE := $(call try,-mprefer-vector-width=512)
 # sqrt need not set errno, and ?: may be computed without a branch: both leave every result as it is.
-FLAGS := -std=gnu11 $(CFLAGS) $(call try,$(ARCH)) $(WIDE) -fno-math-errno -fno-trapping-math $(WARN) $(OPENMP)
+FLAGS := -std=gnu11 $(CFLAGS) $(call try,$(ARCH)) $(SSE) $(WIDE) -fno-math-errno -fno-trapping-math $(WARN) $(OPENMP)
 LIBRARY = $(FLAGS) -DIGPT_NO_MAIN -I.
 
-igpt: igpt.c igpt.h Makefile
+igpt: igpt.c igpt.h .built-with
 	$(CC) $(FLAGS) $(PLAIN) igpt.c -o $@ -lm
 
-test_igpt: test_igpt.c igpt.c igpt.h Makefile
+test_igpt: test_igpt.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) test_igpt.c igpt.c -o $@ -lm
 
-test_igpt_double: test_igpt.c igpt.c igpt.h Makefile
+test_igpt_double: test_igpt.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) -DIGPT_DOUBLE test_igpt.c igpt.c -o $@ -lm
 
-test_igpt_plain: test_igpt.c igpt.c igpt.h Makefile
+test_igpt_plain: test_igpt.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) -DIGPT_PLAIN test_igpt.c igpt.c -o $@ -lm
 
 # Some tests run more threads than there are cores: those that wait should sleep.
@@ -45,11 +50,18 @@ test: igpt test_igpt test_igpt_double test_igpt_plain
 gradcheck: test_igpt_double
 	@OMP_WAIT_POLICY=passive ./test_igpt_double --table
 
-bench_igpt: data/bench.c igpt.c igpt.h Makefile
+bench_igpt: data/bench.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) data/bench.c igpt.c -o $@ -lm
 
 bench: bench_igpt
 	@./bench_igpt $(CSV)
+
+# Changes when compiler or flags do; then everything is built anew.
+.built-with: force
+	@echo '$(CC) $(FLAGS) $(PLAIN)' | cmp -s - $@ || echo '$(CC) $(FLAGS) $(PLAIN)' >$@
+
+port-check:
+	@data/port-check.sh
 
 FUZZ_SECONDS ?= 1200
 fuzz:
@@ -59,6 +71,6 @@ fuzz:
 	    -artifact_prefix=fuzz_ $$corpus; status=$$?; rm -r $$corpus; exit $$status
 
 clean:
-	rm -f igpt test_igpt test_igpt_double test_igpt_plain bench_igpt fuzz_igpt
+	rm -f igpt test_igpt test_igpt_double test_igpt_plain bench_igpt fuzz_igpt .built-with
 
-.PHONY: test gradcheck bench fuzz clean
+.PHONY: test gradcheck bench fuzz port-check force clean

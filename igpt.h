@@ -17,6 +17,13 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#ifndef IGPT_API
+#    define IGPT_API
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* ---- 1 numbers ------------------------------------------------------------------------------ */
 #ifdef IGPT_DOUBLE
 typedef double real; // for checking mathematics: central differences are sharp
@@ -26,27 +33,28 @@ typedef float real; // what the program runs in
 
 typedef long long Size; // every count, size, offset and stride: 64 bits on every machine
 
-const char *error_text(void); // the sentence that the last failed call left, one per thread
+IGPT_API const char *
+error_text(void); // the sentence that the last failed call left, one per thread
 
 /* 64 random bits: output number `counter` of a SplitMix64 generator (Steele, Lea and Flood 2014)
    whose state is a hash of seed and stream. */
-uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t counter);
+IGPT_API uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t counter);
 
 /* A uniform number in [0, 1), with 53 random bits; and a standard normal one (Box and Muller 1958),
    which uses the counters 2 * counter and 2 * counter + 1 of its stream. */
-double random_uniform(uint64_t seed, uint64_t stream, uint64_t counter);
-double random_normal(uint64_t seed, uint64_t stream, uint64_t counter);
+IGPT_API double random_uniform(uint64_t seed, uint64_t stream, uint64_t counter);
+IGPT_API double random_normal(uint64_t seed, uint64_t stream, uint64_t counter);
 
 /* Shuffle order[0..n) (Fisher and Yates) with the numbers of one stream. */
-void random_shuffle(Size *order, Size n, uint64_t seed, uint64_t stream);
+IGPT_API void random_shuffle(Size *order, Size n, uint64_t seed, uint64_t stream);
 
 /* e^x. In float: relative error below 2^-22, infinite above 88.7, 0 below -86.6 (near where
    floats are normal no more), NaN for NaN. Branch-free, so that loops over it vectorise. */
-real real_exp(real x);
+IGPT_API real real_exp(real x);
 
 /* How many threads are used from now on; 0 means all that the machine has. */
-void threads_set(int n);
-int threads_get(void);
+IGPT_API void threads_set(int n);
+IGPT_API int threads_get(void);
 
 /* ---- 2 matmul ------------------------------------------------------------------------------- */
 /* A matrix somewhere in memory: element (i, j) is data[i * row_step + j * col_step]. */
@@ -57,8 +65,8 @@ typedef struct {
 
 /* The matrix (rows, cols) whose rows lie one behind the other; and the transpose of a matrix, which
    is the same memory read the other way. Only the first operand of matmul is written to. */
-Matrix matrix(const real *data, Size rows, Size cols);
-Matrix transposed(Matrix m);
+IGPT_API Matrix matrix(const real *data, Size rows, Size cols);
+IGPT_API Matrix transposed(Matrix m);
 
 /* The threads that work together, and scratch memory for each, on a boundary of 64 bytes. team_new:
    threads_get() threads with what matmul needs; to be given back with free(team.memory). */
@@ -67,14 +75,14 @@ typedef struct {
     Size each;    // reals for each thread
     real *memory; // (threads, each), whatever is in it; NULL: out of memory
 } Team;
-Team team_new(void);
+IGPT_API Team team_new(void);
 
 /* C = A B, or C += A B where accumulate is not 0: A is (M, K), B is (K, N), C is (M, N); all three
    sizes are 1 or more, C must not overlap A or B, and its columns lie side by side. Every element
    is summed in the order of k, in blocks of fixed length: the bits depend neither on the number of
    threads nor on M and N. matmul_plain is the definition, summed in one run. */
-void matmul(Team team, Matrix c, Matrix a, Matrix b, int accumulate);
-void matmul_plain(Matrix c, Matrix a, Matrix b, int accumulate);
+IGPT_API void matmul(Team team, Matrix c, Matrix a, Matrix b, int accumulate);
+IGPT_API void matmul_plain(Matrix c, Matrix a, Matrix b, int accumulate);
 
 /* ---- 3 layers ------------------------------------------------------------------------------- */
 /* Each forward writes its output; each backward adds to the gradients it is given, unless its
@@ -82,10 +90,10 @@ void matmul_plain(Matrix c, Matrix a, Matrix b, int accumulate);
 
 /* out (rows, d) = x * inv * gain, inv (rows) = 1 / sqrt(mean(x^2) + 1e-5). Backward: dx (rows, d)
    and dgain (d) from dout (rows, d); partial: space for rms_partials(rows) * d. */
-void rms_forward(real *out, real *inv, const real *x, const real *gain, Size rows, Size d);
-void rms_backward(real *dx, real *dgain, real *partial, const real *dout, const real *x,
-                  const real *gain, const real *inv, Size rows, Size d);
-Size rms_partials(Size rows);
+IGPT_API void rms_forward(real *out, real *inv, const real *x, const real *gain, Size rows, Size d);
+IGPT_API void rms_backward(real *dx, real *dgain, real *partial, const real *dout, const real *x,
+                           const real *gain, const real *inv, Size rows, Size d);
+IGPT_API Size rms_partials(Size rows);
 
 enum { NO_LABEL = 65535 }; // of a picture without a class
 
@@ -100,10 +108,10 @@ typedef struct {
 /* h (B, T, d) = content + wpe. wte (K + 1, d), its last row is sos; wpe (T, d). Without mask (AR):
    the content at t is wte[token at t - 1], at 0 sos. With it (BERT): wte of the token itself, 0
    where mask is 1. Backward adds to dwte and dwpe. */
-void embed_forward(real *h, const Batch *batch, const real *wte, const real *wpe, Size T, Size d,
-                   Size K);
-void embed_backward(real *dwte, real *dwpe, const real *dh, const Batch *batch, Size T, Size d,
-                    Size K);
+IGPT_API void embed_forward(real *h, const Batch *batch, const real *wte, const real *wpe, Size T,
+                            Size d, Size K);
+IGPT_API void embed_backward(real *dwte, real *dwpe, const real *dh, const Batch *batch, Size T,
+                             Size d, Size K);
 
 /* The sizes of multi-head attention, whose team has attention_scratch(T, d / H) reals for each. */
 typedef struct {
@@ -112,29 +120,30 @@ typedef struct {
     Team team;
 } Attention;
 
-Size attention_scratch(Size T, Size hs);
+IGPT_API Size attention_scratch(Size T, Size hs);
 
 /* qkv (B, T, 3d) = [q | k | v], each (H, hs) within; out (B, T, d). lse (B, H, T): log-sum-exp of
    each row of scores, which backward needs (Dao et al. 2022 show why it is enough). Backward
    writes dqkv (B, T, 3d). The plain ones are the definition, row by row. */
-void attention_forward(const Attention *a, real *out, real *lse, const real *qkv);
-void attention_backward(const Attention *a, real *dqkv, const real *dout, const real *qkv,
-                        const real *out, const real *lse);
-void attention_plain_forward(const Attention *a, real *out, real *lse, const real *qkv);
-void attention_plain_backward(const Attention *a, real *dqkv, const real *dout, const real *qkv,
-                              const real *out, const real *lse);
+IGPT_API void attention_forward(const Attention *a, real *out, real *lse, const real *qkv);
+IGPT_API void attention_backward(const Attention *a, real *dqkv, const real *dout, const real *qkv,
+                                 const real *out, const real *lse);
+IGPT_API void attention_plain_forward(const Attention *a, real *out, real *lse, const real *qkv);
+IGPT_API void attention_plain_backward(const Attention *a, real *dqkv, const real *dout,
+                                       const real *qkv, const real *out, const real *lse);
 
 /* g = u * sigmoid(1.702 u), the MLP's activation. Backward takes du = dg, leaves du = dg * g'(u),
    and writes g again, which forward need not keep. */
-void gelu_forward(real *g, const real *u, Size rows, Size width);
-void gelu_backward(real *du, real *g, const real *u, Size rows, Size width);
+IGPT_API void gelu_forward(real *g, const real *u, Size rows, Size width);
+IGPT_API void gelu_backward(real *du, real *g, const real *u, Size rows, Size width);
 
 /* Cross entropy of a softmax: probs (rows, K) holds logits on entry and probabilities on return;
    nll (rows) = -log p(target). Backward turns probs into the gradient of sum(weight * nll) by the
    logits: weight * (p - [k = target]), in place; weight (rows). */
-void cross_entropy_forward(real *probs, real *nll, const uint16_t *targets, Size rows, Size K);
-void cross_entropy_backward(real *probs, const uint16_t *targets, const real *weight, Size rows,
-                            Size K);
+IGPT_API void cross_entropy_forward(real *probs, real *nll, const uint16_t *targets, Size rows,
+                                    Size K);
+IGPT_API void cross_entropy_backward(real *probs, const uint16_t *targets, const real *weight,
+                                     Size rows, Size K);
 
 /* ---- 4 model -------------------------------------------------------------------------------- */
 enum { OBJECTIVE_AR, OBJECTIVE_BERT };
@@ -148,7 +157,7 @@ typedef struct {
     int objective; // pre-training's; decides the attention mask (the shift follows Batch.mask)
 } Config;
 
-int config_check(const Config *config); // -1: the sizes make no model
+IGPT_API int config_check(const Config *config); // -1: the sizes make no model
 /* A parameter tensor, made by the one list in igpt.c that names them all. */
 typedef struct {
     char name[64];   // in a checkpoint, Hugging Face's
@@ -172,13 +181,14 @@ typedef struct {
 
 /* Lay out a model: tensors, zeroed parameters and palette, classes named "0", "1", ...; or the list
    of tensors alone, without parameters. model_free() gives the memory of either back. */
-int model_init(Model *model, Config config);
-int model_list(Model *model, Config config);
-void model_free(Model *model);
-double model_flops(const Model *model); // of an image's forward pass; training: three times that
+IGPT_API int model_init(Model *model, Config config);
+IGPT_API int model_list(Model *model, Config config);
+IGPT_API void model_free(Model *model);
+IGPT_API double
+model_flops(const Model *model); // of an image's forward pass; training: three times that
 
 /* Initial values of OpenAI's code (paper, 3.3): normal with each tensor's std; gains 1, heads 0. */
-void model_randomise(Model *model, uint64_t seed);
+IGPT_API void model_randomise(Model *model, uint64_t seed);
 
 /* What a pass keeps: nothing (evaluation), all that backward needs, or each block's input only,
    from which backward runs the block again (the same bits for less memory and more time). */
@@ -188,18 +198,18 @@ typedef struct Activations Activations;
 
 /* Memory for passes of at most B images, on at most threads_get() threads. One allocation;
    activations_bytes() tells its size without making it. Give back with free(). */
-Activations *activations_new(const Config *config, Size B, int keep);
-Size activations_bytes(const Config *config, Size B, int keep);
+IGPT_API Activations *activations_new(const Config *config, Size B, int keep);
+IGPT_API Size activations_bytes(const Config *config, Size B, int keep);
 
 /* The network's output for a batch, n^L (B, T, d), and from it logits (B, T, K): p(x_t | ...) =
    softmax(logits[t]). Both are in the activations, until the next pass. */
-const real *model_forward(const Model *model, Activations *acts, const Batch *batch);
-real *model_logits(const Model *model, Activations *acts, Size B);
+IGPT_API const real *model_forward(const Model *model, Activations *acts, const Batch *batch);
+IGPT_API real *model_logits(const Model *model, Activations *acts, Size B);
 
 /* ---- 5 objectives and optimiser ------------------------------------------------------------- */
 /* L_BERT's mask of a picture of T positions: each is masked (1) with this probability (> 0) on its
    own; all are drawn again until one is. A function of (seed, index), index < 2^56. */
-void bert_mask(uint8_t *mask, Size T, double probability, uint64_t seed, uint64_t index);
+IGPT_API void bert_mask(uint8_t *mask, Size T, double probability, uint64_t seed, uint64_t index);
 
 typedef struct {
     double gen;   // sum over images of L_GEN, in nats per position (per masked one for BERT)
@@ -211,8 +221,8 @@ typedef struct {
    Where grads is not NULL, adds to it (laid out as params) the gradient of gen_weight * gen +
    clf_weight * clf; acts must then keep what backward needs. Weights of 1 / images make it the
    mean's. */
-Losses objective(const Model *model, Activations *acts, const Batch *batch, double gen_weight,
-                 double clf_weight, real *grads);
+IGPT_API Losses objective(const Model *model, Activations *acts, const Batch *batch,
+                          double gen_weight, double clf_weight, real *grads);
 
 /* What Adam works on: n parameters, their gradients, and the moments, zero at the start. */
 typedef struct {
@@ -222,10 +232,10 @@ typedef struct {
 
 /* One step of Adam (Kingma and Ba 2015; beta1 0.9, beta2 0.95, eps 1e-8, no weight decay); step
    counts from 1. Clears grads for the next step. */
-void adam_step(const Adam *adam, Size step, double lr);
+IGPT_API void adam_step(const Adam *adam, Size step, double lr);
 
 /* The rate of a step in 0..steps-1: linear warm-up, then half a cosine down to zero. */
-double learning_rate(Size step, Size steps, Size warmup, double peak);
+IGPT_API double learning_rate(Size step, Size steps, Size warmup, double peak);
 
 /* ---- 6 palette ------------------------------------------------------------------------------ */
 /* Palettes are (K, 3): red, green, blue in [-1, 1] (byte / 127.5 - 1), as OpenAI and Hugging
@@ -235,25 +245,26 @@ double learning_rate(Size step, Size steps, Size warmup, double peak);
    the pixels have fewer. -1: out of memory, or no pixels. If inertia is not NULL: the sum over
    pixels of the squared distance to their centre, in byte units. */
 enum { PALETTE_ITERATIONS = 300 };
-Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
-                   Size iterations, double *inertia);
+IGPT_API Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
+                            Size iterations, double *inertia);
 
 /* The nearest colour of each of n pixels, by squared distance; ties go to the lower index; -1 is
    out of memory. And the byte colours (n, 3) of tokens. */
-int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const real *palette, Size K);
-void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *palette);
+IGPT_API int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const real *palette,
+                           Size K);
+IGPT_API void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *palette);
 
 /* ---- 7 sampling ----------------------------------------------------------------------------- */
 typedef struct Sampler Sampler;
 /* Memory to draw up to B images at once, of which 2 L T d reals an image for keys and values; to be
    given back with free(). sampler_bytes() tells its size. NULL for a BERT model, too. */
-Sampler *sampler_new(const Config *config, Size B);
-Size sampler_bytes(const Config *config, Size B);
+IGPT_API Sampler *sampler_new(const Config *config, Size B);
+IGPT_API Size sampler_bytes(const Config *config, Size B);
 
 /* Feed position t of B images and return logits (B, K) for it: softmax gives p(x_t | x_<t).
    previous (B) holds the tokens at t - 1. Positions come in order from 0, with the same B. */
-const real *sampler_step(const Model *model, Sampler *sampler, Size t, const uint16_t *previous,
-                         Size B);
+IGPT_API const real *sampler_step(const Model *model, Sampler *sampler, Size t,
+                                  const uint16_t *previous, Size B);
 
 /* How images are drawn: logits are divided by temperature (> 0); top_k > 0 keeps only the most
    probable colours. Image b of those drawn together is number first + b of the seed's. */
@@ -266,18 +277,18 @@ typedef struct {
 
 /* The number by which position t of an image is drawn: the first colour whose cumulative
    probability exceeds it. */
-double sample_uniform(uint64_t seed, Size image, Size t);
+IGPT_API double sample_uniform(uint64_t seed, Size image, Size t);
 
 /* Go on with B images, tokens (B, T), from position t on to `end`: positions before `given` are
    there already and only fed, the others are drawn. An image is a function of model, drawing,
    number and what is given: neither threads nor B change it. Positions come in order from 0; a
    caller that wants to show pictures as they grow asks for one row of pixels after another. */
-void sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Size B, Size t,
-                      Size end, Size given, const Drawing *drawing);
+IGPT_API void sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Size B,
+                               Size t, Size end, Size given, const Drawing *drawing);
 
 /* ---- 8 probe -------------------------------------------------------------------------------- */
 enum { POOL_MEAN, POOL_NONE }; // the mean over positions (d), or all of them side by side (T d)
-Size feature_width(const Config *config, int pool);
+IGPT_API Size feature_width(const Config *config, int pool);
 
 typedef struct { // of layers first .. first + count - 1 of 0 .. L
     int pool;
@@ -287,8 +298,8 @@ typedef struct { // of layers first .. first + count - 1 of 0 .. L
 /* Adds scale times the features of a batch to out (B, count, width): n^l = rms(h^l; ln_1 of block
    l), n^L the network's output (paper, 2.4). Class logits are linear in features: averaging a BERT
    model's features over masks averages its logits, hence the scale. */
-void model_features(const Model *model, Activations *acts, const Batch *batch,
-                    const Features *which, double scale, real *out);
+IGPT_API void model_features(const Model *model, Activations *acts, const Batch *batch,
+                             const Features *which, double scale, real *out);
 
 /* A smooth function of x (n) returns its value and writes its gradient (n). Minimise f from x on
    by L-BFGS (Nocedal 1980; Liu and Nocedal 1989): ten steps of history, step lengths that meet
@@ -296,7 +307,7 @@ void model_features(const Model *model, Activations *acts, const Batch *batch,
    rounding lets nothing more be gained, or after `most` steps. Returns the steps, -1 without
    memory. */
 typedef double Smooth(void *context, const real *x, real *gradient);
-Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double tolerance);
+IGPT_API Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double tolerance);
 
 /* Multinomial logistic regression: minimise the mean over x (n, width) of -log p(label) plus
    l2 / 2 |W|^2, where softmax(W x + b) gives p. w holds W (C, width), then b (C), which is not
@@ -304,8 +315,9 @@ Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double toleranc
    label has the largest logit.
    scikit-learn's LogisticRegression(C=1 / (l2 * n), tol=tolerance) minimises the same (for two
    classes: C=2 / (l2 * n)). */
-Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2, double tolerance);
-double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C);
+IGPT_API Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2,
+                           double tolerance);
+IGPT_API double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C);
 
 typedef struct { // some of a set's pictures, by their numbers
     Size n;
@@ -321,7 +333,8 @@ typedef struct {
 /* A linear probe on features x, a picture to a row (its numbers side by side), of C classes.
    They are standardised on the training part; L2 is one of 10, 1, ..., 1e-5; fits end at a
    gradient of 1e-4. Fails without memory or where a part is empty. */
-int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS], Size C);
+IGPT_API int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS],
+                       Size C);
 
 /* ---- 9 images ------------------------------------------------------------------------------- */
 typedef struct {
@@ -355,32 +368,33 @@ typedef struct {
    the test set, the same ones each time. Returns 0; or -1, with everything given back and *data
    zeroed, for a file that is missing, too short or too long, a label past the classes, a folder of
    JPEG or PNG files only, no data set in the folder or two. */
-int dataset_read(Dataset *data, const char *dir, Size n_px);
-void dataset_free(Dataset *data); // and zero it; a zeroed one is left as it is
+IGPT_API int dataset_read(Dataset *data, const char *dir, Size n_px);
+IGPT_API void dataset_free(Dataset *data); // and zero it; a zeroed one is left as it is
 
 /* Read one binary PPM (P6) or PGM (P5; r = g = b), up to 32768 pixels a side and maxval 65535, the
    first of the file, and bring it to rgb (px, px, 3) as image_resize does. */
-int image_read(const char *path, uint8_t *rgb, Size px);
+IGPT_API int image_read(const char *path, uint8_t *rgb, Size px);
 
 /* Bring the centre square of rgb (height, width, 3) to out (px, px, 3): each pixel is the mean of
    the area it covers, source pixels that it covers in part counting in part. Exact, rounded to
    nearest. Returns 0; or -1 where a side is not 1 to 32768 or px not 1 to 256. */
-int image_resize(const uint8_t *rgb, Size width, Size height, uint8_t *out, Size px);
+IGPT_API int image_resize(const uint8_t *rgb, Size width, Size height, uint8_t *out, Size px);
 
 /* Augmentation, on pictures of palette indices (px, px) that must not overlap: mirror left and
    right where flip is not 0, then take the px x px window whose top left is at (dy, dx), each 0 to
    2 * pad, of the picture with `pad` < px pixels reflected about the edge pixels on each side. */
-void image_augment(const uint16_t *in, uint16_t *out, Size px, int flip, Size pad, Size dy,
-                   Size dx);
+IGPT_API void image_augment(const uint16_t *in, uint16_t *out, Size px, int flip, Size pad, Size dy,
+                            Size dx);
 
-int images_quantise(Images *set, const real *palette, Size K); // to tokens, in the same memory
+IGPT_API int images_quantise(Images *set, const real *palette,
+                             Size K); // to tokens, in the same memory
 
 /* Divide the labelled pictures of a training set: of each class 10 % (at least one of two or more)
    are for validation, always the same ones. per_class 0: all others train. Else per_class of each
    class train, draw number `draw` of `seed` (the low-data setting), and the others serve for
    nothing. Both lists rise. Fails, leaving nothing to free, where a class has too few labels. */
-int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed, Size draw,
-                 Subset *train, Subset *validation);
+IGPT_API int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed, Size draw,
+                          Subset *train, Subset *validation);
 
 /* ---- 10 checkpoints ------------------------------------------------------------------------- */
 /* JSON is kept as the text it is. json_check holds a text, closed by a zero byte, against the
@@ -395,14 +409,14 @@ int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed,
    json_value   what stands behind a key
    json_text    a string, in UTF-8, into out; -1 where it is none or needs more than `room` bytes
    json_number  a number, or 1 and 0 for true and false; else NaN */
-int json_check(const char *text, Size length, const char *name);
-char *json_read(const char *path, Size most);
-const char *json_get(const char *value, const char *key);
-const char *json_first(const char *value);
-const char *json_next(const char *item);
-const char *json_value(const char *key);
-int json_text(const char *value, char *out, Size room);
-double json_number(const char *value);
+IGPT_API int json_check(const char *text, Size length, const char *name);
+IGPT_API char *json_read(const char *path, Size most);
+IGPT_API const char *json_get(const char *value, const char *key);
+IGPT_API const char *json_first(const char *value);
+IGPT_API const char *json_next(const char *item);
+IGPT_API const char *json_value(const char *key);
+IGPT_API int json_text(const char *value, char *out, Size room);
+IGPT_API double json_number(const char *value);
 
 /* The element types of safetensors: the first three are written, the first five read, OTHER and
    above neither. */
@@ -433,46 +447,47 @@ typedef struct {
 /* Open a safetensors file and check its header: each tensor's shape agrees with its range of
    bytes, the ranges fill the file without overlap, hole or rest. Leaves nothing to close where
    it fails. */
-int safetensors_open(Safetensors *s, const char *path);
-void safetensors_close(Safetensors *s);
+IGPT_API int safetensors_open(Safetensors *s, const char *path);
+IGPT_API void safetensors_close(Safetensors *s);
 
 /* Look up a tensor: 1 and *found (with this `name`), or 0 where there is none. And the text that
    the file's metadata holds for a key, as json_text gives it. */
-int safetensors_find(const Safetensors *s, const char *name, Stored *found);
-int safetensors_metadata(const Safetensors *s, const char *key, char *out, Size room);
+IGPT_API int safetensors_find(const Safetensors *s, const char *name, Stored *found);
+IGPT_API int safetensors_metadata(const Safetensors *s, const char *key, char *out, Size room);
 
 /* Read a tensor's `count` elements, F64, F32, F16, BF16 or I64, into out, rounded to real where it
    is narrower, or, out being NULL, into wide. */
-int safetensors_read(const Safetensors *s, const Stored *tensor, real *out, double *wide);
+IGPT_API int safetensors_read(const Safetensors *s, const Stored *tensor, real *out, double *wide);
 
 /* Write n tensors, as F64, F32 or F16 (rounded to nearest even; a finite value that would become
    infinite is refused), whole or not at all. `metadata` is a list of strings, key, value, key,
    value, ..., NULL; it may be NULL. Hugging Face asks for "format", "pt". */
-int safetensors_write(const char *path, const Stored *tensors, Size n, const char *const *metadata);
+IGPT_API int safetensors_write(const char *path, const Stored *tensors, Size n,
+                               const char *const *metadata);
 
 /* Write a model directory as Hugging Face lays it out (made where it is missing): weights in
    model.safetensors as dtype, config.json, preprocessor_config.json. */
-int model_save(const Model *model, const char *dir, int dtype);
+IGPT_API int model_save(const Model *model, const char *dir, int dtype);
 
 /* Read a model directory, one of these or one of Hugging Face's. Where it fails *model is
    zeroed, with nothing to free. lm_head is zero where Hugging Face saved none: with
    ImageGPTForImageClassification and ImageGPTModel. */
-int model_load(Model *model, const char *dir);
+IGPT_API int model_load(Model *model, const char *dir);
 
 /* Read a palette: the clusters of a preprocessor_config.json, values in [-1, 1]. Returns its *K
    colours (K, 3), given back with free(), or NULL. */
-real *palette_read(const char *path, Size *K);
-int palette_save(const char *path, const real *palette, Size K, Size n_px);
+IGPT_API real *palette_read(const char *path, Size *K);
+IGPT_API int palette_save(const char *path, const real *palette, Size K, Size n_px);
 
 /* ---- 11 pictures ---------------------------------------------------------------------------- */
 /* Write an 8-bit picture rgb (height, width, 3) as PNG: of at most 256 colours with a palette.
    And a sheet of n pictures rgb (n, px, px, 3), `columns` in a row, each pixel enlarged. */
-int png_write(const char *path, const uint8_t *rgb, Size width, Size height);
-int sheet_write(const char *path, const uint8_t *rgb, Size n, Size px, Size columns);
+IGPT_API int png_write(const char *path, const uint8_t *rgb, Size width, Size height);
+IGPT_API int sheet_write(const char *path, const uint8_t *rgb, Size n, Size px, Size columns);
 
 /* Write rows `row` and row + 1 of n pictures rgb (n, px, px, 3) as one line for a terminal with
    24-bit colour: a character shows one pixel above the other. */
-void terminal_rows(FILE *f, const uint8_t *rgb, Size n, Size px, Size row);
+IGPT_API void terminal_rows(FILE *f, const uint8_t *rgb, Size n, Size px, Size row);
 
 typedef struct {
     const char *name, *colour; // in the legend; an SVG colour
@@ -482,9 +497,12 @@ typedef struct {
 } Series;
 
 /* A line chart as SVG. */
-int chart_write(const char *path, const char *title, const char *x_name, const char *y_name,
-                const Series *series, Size n);
+IGPT_API int chart_write(const char *path, const char *title, const char *x_name,
+                         const char *y_name, const Series *series, Size n);
 
+#ifdef __cplusplus
+}
+#endif
 #endif /* IGPT_H */
 
 /* MIT License
