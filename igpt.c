@@ -4006,11 +4006,6 @@ static void need_folder(const char *dir) {
 enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, LOG_ROWS = 200 };
 enum { PROCESS_BYTES = 4000000, HISTOGRAM_BYTES = ALL_COLOURS * sizeof(uint32_t) };
 
-/* Whether a run draws pictures on the way. */
-static int draws_samples(const Options *o) {
-    return o->command->bit != FINETUNE && o->objective == OBJECTIVE_AR;
-}
-
 /* How many pictures, `most` or fewer, can be drawn at once with a cache of at most `bytes`. Of
    large models, whose cache and time would hold training up, fewer are drawn. */
 static Size sampler_images(const Config *c, Size most, double bytes) {
@@ -4018,43 +4013,45 @@ static Size sampler_images(const Config *c, Size most, double bytes) {
     return fit > (double)most ? most : fit > 1 ? (Size)fit : 1;
 }
 
-static Size train_samples(const Config *c) { return sampler_images(c, TRAIN_SAMPLES, 256e6); }
 static Size sample_batch(const Config *c) { return sampler_images(c, SAMPLE_BATCH, 4e9); }
 
-/* Drawing pictures, for those who wait: how far it is, and the pictures that fit side by side,
-   growing. A line of characters takes two rows of pixels. */
-static void draw_pictures(const Options *o, const Model *m, Sampler *sampler, Size B,
-                          uint16_t *tokens, Size n, Size rows_given) {
-    Size px = m->config.n_px, T = px * px;
-    Size across = min(B, (terminal_columns() + 1) / (px + 1));
-    if (across < 1) across = 1;
-    uint8_t *rgb = need_memory(across * T, 3);
+/* How many pictures a run draws whenever it is tested. */
+static Size train_samples(const Options *o, const Config *c) {
+    int draws = o->command->bit != FINETUNE && !is_masked(c);
+    return draws ? sampler_images(c, TRAIN_SAMPLES, 256e6) : 0;
+}
+
+/* Draw n pictures, B at a time. For those who wait: how far it is, and the pictures that fit side by
+   side, growing by a line of characters, which is two rows of pixels. */
+static void draw_pictures(const Options *o, const Model *m, Size B, uint16_t *tokens, Size n,
+                          Size rows_given) {
+    Size px = m->config.n_px, T = px * px, across = (terminal_columns() + 1) / (px + 1);
+    Sampler *sampler = sampler_new(&m->config, B);
+    uint8_t *rgb = need_memory(B * T, 3);
+    need(sampler != NULL);
     for (Size i = 0; i < n; i += B, tokens += B * T) {
         Drawing drawing = {o->seed, i, o->temperature, o->top_k};
-        Size count = min(B, n - i), shown = min(across, count);
-        for (Size row = 0; row < px; row++) {
-            sample_positions(m, sampler, tokens, count, row * px, (row + 1) * px, rows_given * px,
+        Size count = min(B, n - i), shown = min(count, across > 0 ? across : 1);
+        for (Size row = 0, end; row < px; row = end) {
+            end = min(row + 2, px);
+            sample_positions(m, sampler, tokens, count, row * px, end * px, rows_given * px,
                              &drawing);
             say(PROGRESS, "drawing %lld to %lld of %lld, row %lld of %lld", i + 1, i + count, n,
-                row + 1, px);
-            for (Size k = 0; k < shown && console.show; k++)
-                palette_colours(rgb + 3 * (k * T + row * px), tokens + k * T + row * px, px,
-                                m->palette);
-            if (!console.show || !(row % 2 == 1 || row == px - 1)) continue;
+                end, px);
+            if (!console.show) continue;
             progress_clear();
-            terminal_rows(stderr, rgb, shown, px, row & ~(Size)1);
-            if (row == px - 1) fputc('\n', stderr);
+            palette_colours(rgb, tokens, shown * T, m->palette);
+            terminal_rows(stderr, rgb, shown, px, row);
         }
+        if (console.show) fputc('\n', stderr);
     }
     free(rgb);
+    free(sampler);
 }
 
 static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows) {
-    Size B = min(n, sample_batch(&m->config));
-    Sampler *sampler = sampler_new(&m->config, B);
-    need(sampler != NULL);
     double began = seconds_now();
-    draw_pictures(o, m, sampler, B, tokens, n, rows);
+    draw_pictures(o, m, min(n, sample_batch(&m->config)), tokens, n, rows);
     double seconds = seconds_now() - began;
     say(NOTE, "%lld pictures in %.1f s", n, seconds);
     printf("pictures_per_second %.2f\n", (double)n / seconds);
@@ -4150,20 +4147,21 @@ static double unigram_nats(const Images *set, Size K) {
     for (Size i = 0; i < n; i++) count[set->tokens[i]]++;
     for (Size k = 0; k < K; k++)
         if (count[k]) nats -= (double)count[k] / (double)n * log((double)count[k] / (double)n);
-    free(count);
     return nats;
+}
+
+static Size label_count(const Images *set, Size label) {
+    Size count = 0;
+    for (Size i = 0; i < set->n; i++) count += set->labels[i] == label;
+    return count;
 }
 
 /* The test accuracy of whoever always names the commonest class of the training pictures. */
 static double majority_accuracy(const Dataset *data) {
-    Size largest = 0, most = -1, hits = 0;
-    for (Size k = 0; k < data->n_class; k++) {
-        Size count = 0;
-        for (Size i = 0; i < data->train.n; i++) count += data->train.labels[i] == k;
-        if (count > most) largest = k, most = count;
-    }
-    for (Size i = 0; i < data->test.n; i++) hits += data->test.labels[i] == largest;
-    return (double)hits / (double)data->test.n;
+    Size largest = 0;
+    for (Size k = 1; k < data->n_class; k++)
+        if (label_count(&data->train, k) > label_count(&data->train, largest)) largest = k;
+    return (double)label_count(&data->test, largest) / (double)data->test.n;
 }
 
 static void print_scores(const Scores *s, const Dataset *data, const Config *c) {
@@ -4188,46 +4186,37 @@ static int classes_agree(const Model *m, const Dataset *data) {
 static double train_bytes(const Options *o, const Config *c, Size n_params) {
     double copies = o->command->bit == FINETUNE ? 5 : 4;
     int keep = o->recompute ? KEEP_INPUTS : KEEP_ALL;
+    int has_palette = o->model || o->init || o->resume || o->palette;
     double model = copies * (double)n_params * sizeof(real) +
                    (double)activations_bytes(c, o->micro_batch, keep) +
-                   (draws_samples(o) ? (double)sampler_bytes(c, train_samples(c)) : 0);
-    int counts = o->command->bit != FINETUNE && !o->init && !o->resume && !o->palette && !o->model;
-    return PROCESS_BYTES + (counts ? fmax(model, HISTOGRAM_BYTES) : model);
+                   (double)sampler_bytes(c, train_samples(o, c));
+    return PROCESS_BYTES + fmax(model, has_palette ? 0 : HISTOGRAM_BYTES);
 }
+
+/* A row of the log. The last one is still being summed up: where the run stands. */
+typedef struct {
+    double step, seconds, lr; // of its last step; the time that all steps took
+    Scores train, held;       // NaN: not measured here
+} Row;
+enum { ROW = sizeof(Row) / sizeof(double) };
 
 /* A run of pre-training or fine-tuning: everything that a step needs, laid out once. Pre-training
    minimises L_GEN and looks at the test pictures on the way. Fine-tuning minimises gen_weight x
    L_GEN + L_CLF, looks at the validation pictures, and keeps the weights that did best there. */
-enum { TRAIN_GEN, HELD_GEN, TRAIN_CLF, HELD_CLF, ACCURACY, N_SCORES, PRETRAIN_SCORES = 2 };
-enum { STEP, SECONDS, RATE, FIRST_SCORE, LOG_COLUMNS = FIRST_SCORE + N_SCORES };
-
-/* Where a run stands; doubles all, as they are saved. */
-typedef struct {
-    double step, seconds;            // steps done, and the time they took
-    double gen, clf, sum_steps;      // of the losses since the last row of the log
-    double best_accuracy, best_step; // of the best weights so far; -1: none yet
-} Progress;
-enum { N_PROGRESS = sizeof(Progress) / sizeof(double) };
-
 typedef struct {
     Options *o;
-    int fine; // fine-tuning
+    int fine; // fine-tuning; the weight of L_CLF
     Model model;
+    Model result; // what is saved: the model, or the best of a fine-tuning so far
     Dataset data;
-    Subset train, held; // pictures of data.train to learn from; and those to look at on the way
-    const Images *held_set;
+    Subset train, held; // pictures to learn from, and those to look at on the way
     Pass pass;
-    Sampler *sampler; // NULL: no pictures are drawn
-    double gen_weight, clf_weight;
     Adam adam;
-    real *best; // the best weights so far of fine-tuning
-    uint16_t *samples;
-    Size n_samples;
     Size *order, epoch; // of the training images in this epoch
-    Progress progress;
-    double began; // when this process would have begun, had it done all steps
-    double *log;  // (n_rows, LOG_COLUMNS), NaN: not measured here
+    Row *log;           // row 0 is the start, row n_rows the unfinished one
     Size n_rows;
+    Row best;          // of the log, by accuracy
+    double began;      // when this process would have begun, had it done all steps
     const char *words; // the command line, for --resume
 } Run;
 
@@ -4250,87 +4239,76 @@ static void next_image(Run *r, Size index, Size b) {
     r->pass.labels[b] = set->labels[picture];
 }
 
-/* One step of Adam on the next batch; returns its mean loss. */
-static double train_step(Run *r) {
+/* One step of Adam on the next batch. */
+static void train_step(Run *r) {
     const Options *o = r->o;
-    double gen = 0, clf = 0, share = 1.0 / (double)o->batch;
-    Size step = (Size)r->progress.step;
+    Row *row = &r->log[r->n_rows];
+    Size step = (Size)row->step;
+    double share = 1.0 / (double)o->batch;
     Pass *pass = &r->pass;
     for (Size i = 0; i < o->batch; i += o->micro_batch) {
         Size first = step * o->batch + i;
         pass->batch.B = min(o->micro_batch, o->batch - i);
         for (Size b = 0; b < pass->batch.B; b++) next_image(r, first + b, b);
         pass_mask(pass, o->n_px * o->n_px, o->mask_prob, o->seed, (uint64_t)first);
-        Losses sum = objective(&r->model, pass->acts, &pass->batch, r->gen_weight * share,
-                               r->clf_weight * share, r->adam.grads);
-        gen += sum.gen / (double)o->batch;
-        clf += sum.clf / (double)o->batch;
+        Losses sum = objective(&r->model, pass->acts, &pass->batch, o->gen_weight * share,
+                               r->fine * share, r->adam.grads);
+        row->train.gen += sum.gen / (double)o->batch;
+        row->train.clf += sum.clf / (double)o->batch;
     }
-    adam_step(&r->adam, step + 1, learning_rate(step, o->steps, o->warmup, o->lr));
-    r->progress.step++;
-    r->progress.gen += gen;
-    r->progress.clf += clf;
-    r->progress.sum_steps++;
-    return r->gen_weight * gen + r->clf_weight * clf;
+    row->step++;
+    row->lr = learning_rate(step, o->steps, o->warmup, o->lr);
+    adam_step(&r->adam, step + 1, row->lr);
 }
 
-/* What --resume needs: the tensors and numbers that make up the state, for writing and reading. */
-enum { N_STATE = 7 };
+/* What --resume needs: the tensors that make up the state, for writing and reading. */
+enum { N_STATE = 4 };
 
-static Size state_list(const Run *r, Stored list[N_STATE]) {
+static void state_list(const Run *r, Stored list[N_STATE]) {
+    Size n = r->adam.n, k = r->fine ? 3 : 2; // moments, and the best weights, which lie behind them
     int dtype = REAL_DTYPE;
-    Size n = r->adam.n, K = r->model.config.n_vocab;
     const Stored all[N_STATE] = {
         {.name = "params", .dtype = dtype, .n_dim = 1, .shape = {n}, .data = r->adam.params},
-        {.name = "adam.first", .dtype = dtype, .n_dim = 1, .shape = {n}, .data = r->adam.first},
-        {.name = "adam.second", .dtype = dtype, .n_dim = 1, .shape = {n}, .data = r->adam.second},
-        {.name = "palette", .dtype = dtype, .n_dim = 2, .shape = {K, 3}, .data = r->model.palette},
-        {.name = "progress", .n_dim = 1, .shape = {N_PROGRESS}, .wide = &r->progress.step},
-        {.name = "log", .n_dim = 2, .shape = {r->n_rows, LOG_COLUMNS}, .wide = r->log},
-        {.name = "best", .dtype = dtype, .n_dim = 1, .shape = {n}, .data = r->best}};
+        {.name = "moments", .dtype = dtype, .n_dim = 2, .shape = {k, n}, .data = r->adam.first},
+        {.name = "rows", .n_dim = 2, .shape = {r->n_rows + 1, ROW}, .wide = &r->log->step},
+        {.name = "best", .n_dim = 1, .shape = {ROW}, .wide = &r->best.step}};
     memcpy(list, all, sizeof all);
-    return r->fine ? N_STATE : N_STATE - 1;
 }
 
 static void state_load(Run *r, const Safetensors *file) {
-    Stored list[N_STATE], found;
-    if (!safetensors_find(file, "log", &found) || found.dtype != F64 || found.n_dim != 2 ||
-        found.shape[1] != LOG_COLUMNS)
-        stop("%s: tensor log is missing or not F64 (rows, %d)", file->path, LOG_COLUMNS);
-    r->n_rows = found.shape[0];
-    for (Size i = 0; i < r->n_rows; i++) // grow it as it grew
-        need((r->log = grown(r->log, i, LOG_COLUMNS * sizeof *r->log)) != NULL);
-    Size n = state_list(r, list);
-    for (Size i = 0; i < n; i++) {
-        Size wanted = shape_count(list[i].shape, list[i].n_dim);
-        if (!safetensors_find(file, list[i].name, &found) || found.count != wanted)
-            stop("%s: tensor %s is missing or has not %lld elements", file->path, list[i].name,
-                 wanted);
-        need(!safetensors_read(file, &found, (real *)list[i].data, (double *)list[i].wide));
+    Stored list[N_STATE], found = {.n_dim = 0};
+    if (safetensors_find(file, "rows", &found) && found.shape[0] > 2) {
+        r->n_rows = found.shape[0] - 1;
+        r->log = need_memory(found.shape[0], sizeof *r->log);
     }
-    const Progress *p = &r->progress;
-    int sound = p->step >= 0 && p->step <= INT_MAX / 2 && p->step == floor(p->step) &&
-                isfinite(p->seconds + p->gen + p->clf + p->sum_steps) &&
-                (p->best_accuracy == -1 || (r->fine && p->best_accuracy >= 0));
+    state_list(r, list);
+    for (Stored *s = list; s < list + N_STATE; s++) {
+        if (!safetensors_find(file, s->name, &found) || found.n_dim != s->n_dim ||
+            memcmp(found.shape, s->shape, s->n_dim * sizeof *s->shape))
+            stop("%s: tensor %s is missing or has not this run's shape", file->path, s->name);
+        need(!safetensors_read(file, &found, (real *)s->data, (double *)s->wide));
+    }
+    const Row *now = &r->log[r->n_rows];
+    int sound = now->step >= 0 && now->step <= INT_MAX / 2 && now->step == floor(now->step) &&
+                isfinite(now->seconds + now->train.gen + now->train.clf) &&
+                r->best.held.accuracy >= -1;
     for (Size i = 0; i < r->adam.n && sound; i++) sound = isfinite(r->adam.params[i]);
-    for (Size i = 0; i < 3 * r->model.config.n_vocab && sound; i++)
-        sound = fabs((double)r->model.palette[i]) <= 1.001;
     if (!sound) stop("%s: its numbers are not those of a run", file->path);
+    say(NOTE, "resuming at step %.0f of %lld", now->step, r->o->steps);
 }
 
 /* log.csv: the columns that the command fills; fields without a value stay empty. */
 static void log_write(const Run *r, const char *path) {
     FILE *f = file_create(path);
     need(f != NULL);
-    fputs(r->fine ? "step,seconds,lr,train_nats,validation_nats,train_class_nats,"
-                    "validation_class_nats,validation_accuracy\n"
-                  : "step,seconds,lr,train_nats,test_nats\n",
-          f);
-    for (Size i = 0; i < r->n_rows; i++) {
-        const double *row = r->log + i * LOG_COLUMNS, *score = row + FIRST_SCORE;
-        fprintf(f, "%.0f,%.3f,%.6g", row[STEP], row[SECONDS], row[RATE]);
-        for (int k = 0; k < (r->fine ? N_SCORES : PRETRAIN_SCORES); k++)
-            if (isfinite(score[k])) fprintf(f, ",%.5f", score[k]);
+    fprintf(f, "step,seconds,lr,train_nats,%s_nats%s\n", r->fine ? "validation" : "test",
+            r->fine ? ",train_class_nats,validation_class_nats,validation_accuracy" : "");
+    for (const Row *row = r->log + 1; row < r->log + r->n_rows; row++) {
+        const double scores[] = {row->train.gen, row->held.gen, row->train.clf, row->held.clf,
+                                 row->held.accuracy};
+        fprintf(f, "%.0f,%.3f,%.6g", row->step, row->seconds, row->lr);
+        for (int k = 0; k < (r->fine ? 5 : 2); k++)
+            if (isfinite(scores[k])) fprintf(f, ",%.5f", scores[k]);
             else fputc(',', f);
         fputc('\n', f);
     }
@@ -4338,15 +4316,15 @@ static void log_write(const Run *r, const char *path) {
 }
 
 static void loss_chart(const Run *r, const char *path) {
-    Size n = r->n_rows, w = LOG_COLUMNS;
-    const double *x = r->log + STEP, *y = r->log + FIRST_SCORE;
+    const Row *rows = r->log + 1;
+    Size n = r->n_rows - 1;
     const Series series[] = {
-        {r->fine ? "training, L_GEN" : "training", "#7aa6d6", n, w, x, y + TRAIN_GEN, 0},
-        {r->fine ? "validation, L_GEN" : "test", "#c0392b", n, w, x, y + HELD_GEN, 3},
-        {"training, L_CLF", "#8fc28a", n, w, x, y + TRAIN_CLF, 0},
-        {"validation, L_CLF", "#b8860b", n, w, x, y + HELD_CLF, 3}};
+        {"training", "#7aa6d6", n, ROW, &rows->step, &rows->train.gen, 0},
+        {r->fine ? "validation" : "test", "#c0392b", n, ROW, &rows->step, &rows->held.gen, 3},
+        {"training, L_CLF", "#8fc28a", n, ROW, &rows->step, &rows->train.clf, 0},
+        {"validation, L_CLF", "#b8860b", n, ROW, &rows->step, &rows->held.clf, 3}};
     need(!chart_write(path, "Loss", "step", r->fine ? "nats" : "nats per pixel", series,
-                      r->fine ? ACCURACY : PRETRAIN_SCORES));
+                      r->fine ? 4 : 2));
 }
 
 /* The palette in the file that --palette names, or one that k-means finds in the training pictures;
@@ -4370,65 +4348,62 @@ static real *palette_make(Options *o, const Images *train) {
     return palette;
 }
 
-/* Fine-tuning: give the model a head for the data's classes. One that it has already stays, and its
-   weights stay, unless they are to be fresh. A head starts at zero and is the last tensor. */
-static void run_head(Run *r) {
+/* What fine-tuning prepares: pictures to learn from and to choose by, and, unless the model has it
+   already, a head for the data's classes. A head starts at zero and is the last tensor. */
+static void run_tune(Run *r) {
+    const Options *o = r->o;
+    const Dataset *data = &r->data;
     Model *m = &r->model, old = *m;
     Config c = m->config;
-    if (r->data.n_class < 2)
-        stop("%s: %lld classes, which leaves nothing to learn", r->o->data, r->data.n_class);
-    if (classes_agree(m, &r->data) && !r->o->from_scratch) return;
-    c.n_class = r->data.n_class;
+    c.n_class = data->n_class;
+    if (c.n_class < 2) stop("%s: %lld classes, which leaves nothing to learn", o->data, c.n_class);
+    if (labels_split(&data->train, c.n_class, o->labels_per_class, o->seed, 0, &r->train, &r->held))
+        stop("%s: %s", o->data, error_text());
+    say(NOTE, "fine-tuning on %lld pictures, choosing by %lld others", r->train.n, r->held.n);
+    if (classes_agree(m, data)) return;
     need(!model_init(m, c));
-    memcpy(m->class_names, r->data.class_names, c.n_class * sizeof *m->class_names);
+    memcpy(m->class_names, data->class_names, c.n_class * sizeof *m->class_names);
     memcpy(m->palette, old.palette, 3 * c.n_vocab * sizeof *m->palette);
-    if (r->o->from_scratch) model_randomise(m, (uint64_t)r->o->seed);
-    else memcpy(m->params, old.params, m->tensors[m->n_tensors - 1].offset * sizeof(real));
+    memcpy(m->params, old.params, m->tensors[m->n_tensors - 1].offset * sizeof *m->params);
     model_free(&old);
 }
 
-/* The model and the pictures as its tokens. */
-static void run_load(Run *r, const Safetensors *state) {
+/* The model, of a directory or a new one, and the pictures as its tokens. */
+static void run_load(Run *r) {
     Options *o = r->o;
-    Stored palette;
-    const char *from = state->file ? o->out : r->fine ? o->model : o->init;
+    Model *m = &r->model;
+    Config config = config_of(o);
+    const char *from = o->resume ? o->out : r->fine ? o->model : o->init;
     if (from) {
-        need(!model_load(&r->model, from));
-        options_follow(o, &r->model.config, from);
-    }
+        need(!model_load(m, from));
+        options_follow(o, &m->config, from);
+    } else need(!config_check(&config)); // before the work on a palette
     need(!dataset_read(&r->data, o->data, o->n_px));
     say(NOTE, "%s: %lld training and %lld test pictures, %lld classes, at %lld x %lld", o->data,
         r->data.train.n, r->data.test.n, r->data.n_class, o->n_px, o->n_px);
     need_folder(o->out);
     if (!from) {
-        real *colours = palette_make(o, &r->data.train);
-        need(!model_init(&r->model, config_of(o)));
-        memcpy(r->model.palette, colours, (3 * o->n_vocab) * sizeof *colours);
-        model_randomise(&r->model, o->seed);
-        free(colours);
+        const real *colours = palette_make(o, &r->data.train);
+        need(!model_init(m, config_of(o)));
+        memcpy(m->palette, colours, 3 * o->n_vocab * sizeof *colours);
     }
-    if (r->fine) run_head(r);
-    Size K = r->model.config.n_vocab;
-    if (state->file && safetensors_find(state, "palette", &palette) && palette.count == 3 * K)
-        need(!safetensors_read(state, &palette, r->model.palette, NULL)); // F64 where model is not
-    need(!images_quantise(&r->data.train, r->model.palette, K));
-    need(!images_quantise(&r->data.test, r->model.palette, K));
-    if (!r->fine) {
+    if (r->fine) run_tune(r);
+    else {
         r->train = all_of(&r->data.train);
         r->held = all_of(&r->data.test);
-    } else if (labels_split(&r->data.train, r->data.n_class, o->labels_per_class, o->seed, 0,
-                            &r->train, &r->held))
-        stop("%s: %s", o->data, error_text());
-    r->held_set = r->fine ? &r->data.train : &r->data.test;
+    }
     if (!r->train.n || !r->held.n)
-        stop("%s: %lld pictures left for training and %lld for validation", o->data, r->train.n,
-             r->held.n);
-    if (r->fine)
-        say(NOTE, "fine-tuning on %lld pictures, choosing by %lld others", r->train.n, r->held.n);
+        stop("%s: %lld pictures left for training and %lld for %s", o->data, r->train.n, r->held.n,
+             r->fine ? "validation" : "tests");
+    if (!from || o->from_scratch) model_randomise(m, o->seed);
+    need(!images_quantise(&r->data.train, m->palette, o->n_vocab));
+    need(!images_quantise(&r->data.test, m->palette, o->n_vocab));
 }
 
-/* Fill in what depends on the model and the data. */
-static void run_defaults(const Run *r, Options *o) {
+/* The options that depend on the model and the data, and the run's memory. */
+static void run_open(Run *r) {
+    Options *o = r->o;
+    Size n = r->model.n_params;
     double image = (double)(o->n_px * o->n_px * o->n_embd * o->n_layer); // 40 bytes each are kept
     if (o->micro_batch < 0)
         for (o->micro_batch = o->batch;
@@ -4437,148 +4412,123 @@ static void run_defaults(const Run *r, Options *o) {
     if (o->warmup < 0) o->warmup = min(r->train.n / o->batch, o->steps / 2);
     if (o->eval_every < 0) o->eval_every = (o->steps + 9) / 10;
     if (o->save_every < 0) o->save_every = o->eval_every;
-}
-
-static void run_open(Run *r, const Safetensors *state) {
-    Options *o = r->o;
-    r->epoch = -1;
-    r->progress.best_accuracy = -1;
-    r->gen_weight = r->fine ? o->gen_weight : 1;
-    r->clf_weight = r->fine;
-    run_load(r, state);
-    run_defaults(r, o);
-    const Config *c = &r->model.config;
-    Size n = r->model.n_params;
+    r->pass = pass_open(&r->model.config, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
+    r->order = need_memory(r->train.n, sizeof *r->order);
+    r->log = need_memory(2, sizeof *r->log);
+    r->n_rows = 1;
+    r->best.held.accuracy = -1; // which the first test of a fine-tuning beats
     real *memory = need_memory((r->fine ? 4 : 3) * n, sizeof *memory);
     r->adam = (Adam){n, r->model.params, memory, memory + n, memory + 2 * n};
-    r->best = r->fine ? memory + 3 * n : NULL;
-    r->order = need_memory(r->train.n, sizeof *r->order);
-    r->pass = pass_open(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
-    if (draws_samples(o)) {
-        r->n_samples = train_samples(c);
-        r->samples = need_memory(r->n_samples * positions(c), sizeof *r->samples);
-        need((r->sampler = sampler_new(c, r->n_samples)) != NULL);
-    } else if (!r->fine)
-        say(NOTE, "a BERT model cannot draw pictures: there will be no samples.png");
-    if (!state->file) return;
-    state_load(r, state);
-    say(NOTE, "resuming at step %.0f of %lld", r->progress.step, o->steps);
+    r->result = r->model;
+    if (r->fine) r->result.params = memcpy(memory + 3 * n, r->model.params, n * sizeof *memory);
 }
 
-/* Test the run on what is held out, and keep the weights of a fine-tuning that beat all before. */
-static void run_evaluate(Run *r, double *score) {
+/* Test the run and show how it went, with pictures and the chart; keep the weights of a fine-tuning
+   that beat all before. */
+static void run_test(Run *r, Row *row) {
     const Options *o = r->o;
-    Scores s = evaluate(&r->model, &r->pass, o->micro_batch, r->held_set, &r->held, r->fine, 1,
-                        o->mask_prob);
-    score[HELD_GEN] = s.gen;
-    score[HELD_CLF] = s.clf;
-    score[ACCURACY] = s.accuracy;
-    if (!r->fine) {
-        say(NOTE, "step %.0f  train %.4f  test %.4f nats per pixel%s%s", r->progress.step,
-            score[TRAIN_GEN], s.gen, r->sampler ? "  " : "",
-            r->sampler ? file_in(o->out, "samples.png") : "");
-        return;
+    const Model *m = &r->model;
+    const Images *set = r->fine ? &r->data.train : &r->data.test;
+    const char *path = file_in(o->out, "samples.png");
+    Size n = train_samples(o, &m->config);
+    row->held = evaluate(m, &r->pass, o->micro_batch, set, &r->held, r->fine, 1, o->mask_prob);
+    int best = row->held.accuracy > r->best.held.accuracy;
+    if (best) {
+        r->best = *row;
+        memcpy(r->result.params, m->params, m->n_params * sizeof *m->params);
     }
-    int better = s.accuracy > r->progress.best_accuracy;
-    say(NOTE, "step %.0f  L_CLF: train %.4f  validation %.4f  accuracy %.2f %%%s", r->progress.step,
-        score[TRAIN_CLF], s.clf, 100 * s.accuracy, better ? ", the best so far" : "");
-    if (!better) return;
-    memcpy(r->best, r->model.params, r->model.n_params * sizeof *r->best);
-    r->progress.best_accuracy = s.accuracy;
-    r->progress.best_step = r->progress.step;
-}
-
-/* Note where the run stands; every now and then with an evaluation and pictures. */
-static void run_report(Run *r, int evaluating) {
-    const Options *o = r->o;
-    Progress *p = &r->progress;
-    r->log = grown(r->log, r->n_rows, LOG_COLUMNS * sizeof *r->log);
-    if (!r->log) stop("out of memory for the log");
-    double *row = r->log + r->n_rows++ * LOG_COLUMNS, *score = row + FIRST_SCORE;
-    row[STEP] = p->step;
-    row[SECONDS] = seconds_now() - r->began;
-    row[RATE] = learning_rate((Size)p->step - 1, o->steps, o->warmup, o->lr);
-    for (int k = 0; k < N_SCORES; k++) score[k] = NAN;
-    if (r->gen_weight > 0) score[TRAIN_GEN] = p->gen / p->sum_steps;
-    if (r->clf_weight > 0) score[TRAIN_CLF] = p->clf / p->sum_steps;
-    p->gen = p->clf = p->sum_steps = 0;
-    if (!evaluating) return;
-    run_evaluate(r, score);
-    if (r->sampler) {
-        draw_pictures(o, &r->model, r->sampler, r->n_samples, r->samples, r->n_samples, 0);
-        write_sheet(file_in(o->out, "samples.png"), r->samples, r->n_samples, o->n_px,
-                    r->model.palette, SHEET_COLUMNS);
+    if (r->fine)
+        say(NOTE, "step %.0f  L_CLF: train %.4f  validation %.4f  accuracy %.2f %%%s", row->step,
+            row->train.clf, row->held.clf, 100 * row->held.accuracy,
+            best ? ", the best so far" : "");
+    else
+        say(NOTE, "step %.0f  train %.4f  test %.4f nats per pixel  %s", row->step, row->train.gen,
+            row->held.gen, n ? path : "(no samples.png: a BERT model cannot draw)");
+    if (n) {
+        uint16_t *samples = need_memory(n * o->n_px * o->n_px, sizeof *samples);
+        draw_pictures(o, m, n, samples, n, 0);
+        write_sheet(path, samples, n, o->n_px, m->palette, SHEET_COLUMNS);
+        free(samples);
     }
     loss_chart(r, file_in(o->out, "loss.svg"));
 }
 
-/* What the run has to show for: the model, or of a fine-tuning its best weights. */
-static Model run_result(const Run *r) {
-    Model m = r->model;
-    if (r->progress.best_accuracy >= 0) m.params = r->best;
-    return m;
+/* Finish a row of the log, every now and then with a test, and begin the next one. */
+static void run_report(Run *r, int testing) {
+    r->log = realloc(r->log, (r->n_rows + 2) * sizeof *r->log);
+    if (!r->log) stop("out of memory for the log");
+    Row *row = &r->log[r->n_rows++];
+    double steps = row->step - row[-1].step;
+    row->seconds = seconds_now() - r->began;
+    row->train.gen = r->o->gen_weight > 0 ? row->train.gen / steps : NAN;
+    row->train.clf /= steps;
+    row->held = (Scores){NAN, NAN, NAN};
+    row[1] = (Row){.step = row->step, .lr = row->lr};
+    if (testing) run_test(r, row);
 }
 
 /* The state goes last: where there is one, there is a model. */
 static void run_save(Run *r) {
     const char *metadata[] = {"command", r->o->command->name, "words", r->words, NULL};
-    Model m = run_result(r);
     Stored list[N_STATE];
-    r->progress.seconds = seconds_now() - r->began;
-    need(!model_save(&m, r->o->out, r->o->f16 ? F16 : REAL_DTYPE));
+    r->log[r->n_rows].seconds = seconds_now() - r->began;
+    state_list(r, list);
+    need(!model_save(&r->result, r->o->out, r->o->f16 ? F16 : REAL_DTYPE));
     log_write(r, file_in(r->o->out, "log.csv"));
-    need(!safetensors_write(file_in(r->o->out, "train_state.safetensors"), list,
-                            state_list(r, list), metadata));
+    const char *path = file_in(r->o->out, "train_state.safetensors");
+    need(!safetensors_write(path, list, N_STATE, metadata));
 }
 
 static void run_steps(Run *r) {
     const Options *o = r->o;
-    Size log_every = ceil_div(o->steps, LOG_ROWS), from = (Size)r->progress.step, done = from;
+    Size log_every = ceil_div(o->steps, LOG_ROWS), from = (Size)r->log[r->n_rows].step;
     double now = seconds_now();
-    r->began = now - r->progress.seconds;
+    r->began = now - r->log[r->n_rows].seconds;
     catch_interrupt();
-    while (done < o->steps) {
-        double loss = train_step(r), spent = seconds_now() - now;
-        done = (Size)r->progress.step;
+    for (Size done = from + 1; done <= o->steps; done++) {
+        train_step(r);
+        const Row *row = &r->log[r->n_rows];
+        double loss = (o->gen_weight * row->train.gen + r->fine * row->train.clf) /
+                      (row->step - row[-1].step);
+        double pace = (seconds_now() - now) / (double)(done - from); // seconds for a step
         if (!isfinite(loss)) stop("the loss is %g at step %lld: try a lower --lr", loss, done);
-        say(PROGRESS, "step %lld of %lld  loss %.4f  %.0f images/s  %s left", done, o->steps,
-            (r->gen_weight * r->progress.gen + r->clf_weight * r->progress.clf) /
-                r->progress.sum_steps,
-            (double)((done - from) * o->batch) / spent,
-            clock_text(spent / (double)(done - from) * (double)(o->steps - done)));
-        int last = done == o->steps, evaluating = last || done % o->eval_every == 0;
+        say(PROGRESS, "step %lld of %lld  loss %.4f  %.0f images/s  %s left", done, o->steps, loss,
+            (double)o->batch / pace, clock_text(pace * (double)(o->steps - done)));
+        int last = done == o->steps, testing = last || done % o->eval_every == 0;
         int halt = interrupted; // read once: a signal may come between the two uses
-        if (evaluating || done % log_every == 0) run_report(r, evaluating);
+        if (testing || done % log_every == 0) run_report(r, testing);
         if (last || halt || done % o->save_every == 0) run_save(r);
         if (halt && !last)
             stop("stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out %s",
                  done, o->steps, o->command->name, o->out);
     }
+    const Row *row = &r->log[r->n_rows];
+    if (row->step > row[-1].step || !isfinite(row[-1].held.gen))
+        run_report(r, 1); // --resume with no steps left
 }
 
 /* The figures of a run that has come to its end; a fine-tuned model is tested now, once. */
 static void run_print(Run *r) {
     const Options *o = r->o;
-    const double *row = r->log + (r->n_rows - 1) * LOG_COLUMNS, *score = row + FIRST_SCORE;
-    Model m = run_result(r);
-    Scores s = {score[HELD_GEN], NAN, NAN};
+    const Row *row = &r->log[r->n_rows - 1];
+    Scores s = row->held;
+    printf("step %.0f\nseconds %.1f\n", row->step, row->seconds);
+    if (isfinite(row->train.gen)) printf("train_nats_per_pixel %.5f\n", row->train.gen);
     if (r->fine) {
         Subset all = all_of(&r->data.test);
-        s = evaluate(&m, &r->pass, o->micro_batch, &r->data.test, &all, 1, o->masks, o->mask_prob);
+        s = evaluate(&r->result, &r->pass, o->micro_batch, &r->data.test, &all, 1, o->masks,
+                     o->mask_prob);
+        printf("train_class_nats %.5f\nbest_step %.0f\nvalidation_accuracy %.4f\n", row->train.clf,
+               r->best.step, r->best.held.accuracy);
     }
-    printf("step %.0f\nseconds %.1f\n", row[STEP], row[SECONDS]);
-    if (isfinite(score[TRAIN_GEN])) printf("train_nats_per_pixel %.5f\n", score[TRAIN_GEN]);
-    if (r->fine)
-        printf("train_class_nats %.5f\nbest_step %.0f\nvalidation_accuracy %.4f\n",
-               score[TRAIN_CLF], r->progress.best_step, r->progress.best_accuracy);
-    print_scores(&s, &r->data, &m.config);
+    print_scores(&s, &r->data, &r->model.config);
     printf("peak_memory_mb %.0f\n", peak_memory() / 1e6);
 }
 
-/* What --resume starts from: the words with which the run in --out was started, and its state. */
-static void run_reopen(Run *r, Safetensors *state) {
+/* Open the state of the run in --out; the words with which it was started come before those of this
+   command line, and are returned. */
+static const char *run_reopen(Options *o, Safetensors *state) {
     enum { MOST_BYTES = 1 << 24 };
-    Options *o = r->o;
     char *saved = need_memory(MOST_BYTES, 1), name[16];
     need(!safetensors_open(state, file_in(o->out, "train_state.safetensors")));
     if (safetensors_metadata(state, "command", name, sizeof name) || strcmp(name, o->command->name))
@@ -4586,35 +4536,29 @@ static void run_reopen(Run *r, Safetensors *state) {
     if (safetensors_metadata(state, "words", saved, MOST_BYTES))
         stop("%s: no command line in it; is it another version's?", state->path);
     need(!options_all(o, o->command, o->words, o->n_words, saved));
-    r->words = words_keep(saved, o);
+    return saved;
 }
 
 static void command_train(Options *o) { // and finetune
-    Safetensors state = {.file = NULL};
-    Run run = {.o = o, .fine = o->command->bit == FINETUNE};
-    if (o->palette && (o->init || o->resume))
-        stop("--palette cannot go with --%s, whose model has one", o->init ? "init" : "resume");
-    if (o->init && o->resume) stop("--init cannot go with --resume: start or go on");
-    Config config = config_of(o);
-    if (o->resume) run_reopen(&run, &state);
-    else need(run.fine || !config_check(&config));
-    run_open(&run, &state);
-    if (!o->resume) { // a changed --steps is not to change what was derived from it
-        char derived[128];
-        snprintf(derived, sizeof derived,
-                 "--warmup\n%lld\n--eval-every\n%lld\n--save-every\n%lld\n", o->warmup,
-                 o->eval_every, o->save_every);
-        run.words = words_keep(derived, o);
-    }
-    say(NOTE,
-        "model: %lld layers, d %lld, %lld heads, %lld colours: %.2f million parameters, %.0f MB",
+    Safetensors state;
+    Run run = {.o = o, .fine = o->command->bit == FINETUNE, .epoch = -1};
+    char derived[128];
+    const char *saved = derived;
+    if (!!o->palette + !!o->init + o->resume > 1)
+        stop("--palette, --init and --resume cannot go together: each of them brings a palette");
+    if (o->resume) saved = run_reopen(o, &state);
+    if (!run.fine) o->gen_weight = 1;
+    run_load(&run);
+    run_open(&run);
+    // A changed --steps is not to change what was derived from the first one.
+    snprintf(derived, sizeof derived, "--warmup\n%lld\n--eval-every\n%lld\n--save-every\n%lld\n",
+             o->warmup, o->eval_every, o->save_every);
+    run.words = words_keep(saved, o);
+    say(NOTE, "%lld layers, d %lld, %lld heads, %lld colours: %.2f million parameters, %.0f MB",
         o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
         train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
+    if (o->resume) state_load(&run, &state);
     run_steps(&run);
-    if (!run.n_rows) stop("%s: the run is finished, but its log is empty", o->out);
-    const double *row = run.log + (run.n_rows - 1) * LOG_COLUMNS;
-    if (row[STEP] < run.progress.step || !isfinite(row[FIRST_SCORE + HELD_GEN]))
-        run_report(&run, 1); // --resume with no steps left
     run_print(&run);
 }
 
