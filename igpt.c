@@ -2655,13 +2655,12 @@ int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed,
    allow is refused, by a sentence that names the place, before anything is sized or read by it.
 
    JSON first. There is no tree: a text is checked once, and from then on a value is a pointer to
-   its first character. The idea to take away: one function, json_scan, both checks a value and
+   its first character. The idea to take away: one function, json_skip, both checks a value and
    finds its end, and everything else steps along by it. */
 
 enum { JSON_DEPTH = 64, JSON_BYTES = 100000000 }; // the latter is safetensors' limit for headers
 
 static const char *json_space(const char *p) { return p + strspn(p, " \t\n\r"); }
-static const char *json_digits(const char *p) { return p + strspn(p, "0123456789"); }
 
 /* The length of the UTF-8 character at p, 1 to 4 bytes, and its code; 0: there is none, but a stray
    or missing continuation, a form longer than needed, a surrogate, a code above 10FFFF. */
@@ -2677,94 +2676,81 @@ static int utf8_length(const char *p, uint32_t *code) {
     return *code < least[n] || *code > 0x10ffff || *code >> 11 == 0xd800 >> 11 ? 0 : n;
 }
 
-/* \uXXXX. */
-static int json_hex(const char *p, uint32_t *code) {
-    static const char digits[] = "0123456789abcdefABCDEF";
-    if (p[0] != '\\' || p[1] != 'u' || strspn(p + 2, digits) < 4) return 0;
-    *code = 0;
-    for (int i = 2; i < 6; i++) {
-        uint32_t value = (uint32_t)(strchr(digits, p[i]) - digits);
-        *code = *code * 16 + (value < 16 ? value : value - 6);
-    }
-    return 1;
+/* The code of \uXXXX; 0: something else, or \u0000, which no string here may hold. */
+static uint32_t json_hex(const char *p) {
+    char digits[5] = "";
+    if (strncmp(p, "\\u", 2) || strspn(p + 2, "0123456789abcdefABCDEF") < 4) return 0;
+    memcpy(digits, p + 2, 4);
+    return (uint32_t)strtoul(digits, NULL, 16);
 }
 
 /* The same for what a string may hold there: a character or an escape; 0: neither. */
 static int json_character(const char *p, uint32_t *code) {
     static const char letters[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
     const char *letter = *p == '\\' && p[1] ? strchr(letters, p[1]) : NULL;
-    uint32_t low;
     if ((uint8_t)*p < ' ') return 0;
     if (*p != '\\') return utf8_length(p, code);
     if (letter) return *code = (uint8_t)meant[letter - letters], 2;
-    if (!json_hex(p, code)) return 0;
-    if (*code >> 11 != 0xd800 >> 11) return *code ? 6 : 0;
+    uint32_t high = *code = json_hex(p);
+    if (high >> 11 != 0xd800 >> 11) return high ? 6 : 0;
     /* Half of a surrogate pair, which together gives 20 bits. */
-    if (!json_hex(p + 6, &low)) return 0;
-    if (*code >= 0xdc00 || low < 0xdc00 || low >= 0xe000) return 0;
-    *code = 0x10000 + ((*code - 0xd800) << 10) + (low - 0xdc00);
+    uint32_t low = json_hex(p + 6);
+    if (high >= 0xdc00 || low < 0xdc00 || low >= 0xe000) return 0;
+    *code = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
     return 12;
 }
 
-/* Where a string or a number ends that begins at p; NULL: *fault is where it goes wrong. */
-static const char *json_string_end(const char *p, const char **fault) {
-    uint32_t code;
-    for (int n; *++p != '"'; p += n - 1)
-        if (!(n = json_character(p, &code))) return *fault = p, NULL;
-    return p + 1;
-}
-
-static const char *json_number_end(const char *p, const char **fault) {
-    const char *first = p, *digits = *p == '-' ? p + 1 : p;
-    *fault = p;
-    p = *digits == '0' ? digits + 1 : json_digits(digits);
-    if (p == digits) return NULL;
-    if (*p == '.') {
-        digits = p + 1;
-        if ((p = json_digits(digits)) == digits) return NULL;
-    }
-    if (*p == 'e' || *p == 'E') {
-        digits = p + 1 + (p[1] == '+' || p[1] == '-');
-        if ((p = json_digits(digits)) == digits) return NULL;
-    }
-    return isfinite(strtod(first, NULL)) ? p : NULL;
-}
-
-/* The same for any value, inside `depth` brackets. */
-static const char *json_scan(const char *p, int depth, const char **fault) {
-    static const char *const words[] = {"true", "false", "null"};
-    p = *fault = json_space(p);
-    if (*p == '"') return json_string_end(p, fault);
+/* The length of a word, or of a number no larger than a double; 0: neither. strtod takes more than
+   JSON has: zeros in front, a point without digits on both sides, hexadecimal, "inf". */
+static Size json_plain(const char *p) {
+    static const char *const words[] = {"true", "false", "null"}, decimal[] = "0123456789";
     for (int i = 0; i < 3; i++)
-        if (!strncmp(p, words[i], strlen(words[i]))) return p + strlen(words[i]);
-    if (*p != '{' && *p != '[') return json_number_end(p, fault);
-    char close = *p == '{' ? '}' : ']';
-    if (depth == JSON_DEPTH) return NULL;
-    p = json_space(p + 1);
-    if (*p == close) return p + 1;
-    for (;; p = json_space(p + 1)) {
-        if (close == '}') {
-            *fault = p;
-            if (*p != '"' || !(p = json_string_end(p, fault))) return NULL;
-            p = *fault = json_space(p);
-            if (*p++ != ':') return NULL;
-        }
-        if (!(p = json_scan(p, depth + 1, fault))) return NULL;
-        p = *fault = json_space(p);
-        if (*p == close) return p + 1;
-        if (*p != ',') return NULL;
-    }
+        if (!strncmp(p, words[i], strlen(words[i]))) return (Size)strlen(words[i]);
+    const char *whole = p + (*p == '-'), *point = whole + strspn(whole, decimal);
+    if (point == whole || (*whole == '0' && point > whole + 1)) return 0;
+    if (*point == '.' && !strspn(point + 1, decimal)) return 0;
+    char *end;
+    double x = strtod(p, &end);
+    return isfinite(x) && end == p + strspn(p, "+-.0123456789eE") ? end - p : 0;
 }
 
-static const char *json_end(const char *value) { // of what has been checked
-    return json_space(json_scan(value, 0, &(const char *){NULL}));
+/* Step over this character and white space; 0: another one stands there. */
+static int json_take(const char **p, char c) {
+    if (**p != c) return 0;
+    *p = json_space(*p + 1);
+    return 1;
+}
+
+/* Step over a value, inside `depth` brackets, and white space. Where that fails *p is the place. */
+static int json_skip(const char **p, int depth) {
+    char open = **p, close = open == '{' ? '}' : ']';
+    uint32_t code;
+    if (open == '"') {
+        ++*p;
+        for (int n; **p != '"'; *p += n)
+            if (!(n = json_character(*p, &code))) return -1;
+        json_take(p, '"');
+        return 0;
+    }
+    if (open != '{' && open != '[') {
+        Size n = json_plain(*p);
+        *p = json_space(*p + n);
+        return n ? 0 : -1;
+    }
+    if (depth == JSON_DEPTH) return -1;
+    json_take(p, open);
+    if (json_take(p, close)) return 0;
+    do {
+        if (open == '{' && (**p != '"' || json_skip(p, depth) || !json_take(p, ':'))) return -1;
+        if (json_skip(p, depth + 1)) return -1;
+    } while (json_take(p, ','));
+    return json_take(p, close) ? 0 : -1;
 }
 
 int json_check(const char *text, Size length, const char *name) {
-    const char *fault, *end = json_scan(text, 0, &fault), *line = text;
+    const char *fault = json_space(text), *line = text;
     Size number = 1;
-    if (end) fault = json_space(end);
-    if (end && fault == text + length) return 0;
+    if (!json_skip(&fault, 0) && fault == text + length) return 0;
     for (const char *p = text; p < fault; p++)
         if (*p == '\n') line = p + 1, number++;
     return fail("%s: line %lld, column %lld: not as JSON has it", name, number,
@@ -2781,17 +2767,20 @@ char *json_read(const char *path, Size most) {
 
 const char *json_first(const char *value) {
     value = value ? json_space(value) : "";
-    if (*value != '{' && *value != '[') return NULL;
-    value = json_space(value + 1);
+    if (!json_take(&value, '{') && !json_take(&value, '[')) return NULL;
     return *value == '}' || *value == ']' ? NULL : value;
 }
 
-const char *json_value(const char *key) { return json_space(json_end(key) + 1); }
+const char *json_value(const char *key) {
+    json_skip(&key, 0);
+    json_take(&key, ':');
+    return key;
+}
 
 const char *json_next(const char *item) {
-    item = json_end(item);
-    if (*item == ':') item = json_end(item + 1);
-    return *item == ',' ? json_space(item + 1) : NULL;
+    json_skip(&item, 0);
+    if (json_take(&item, ':')) json_skip(&item, 0);
+    return json_take(&item, ',') ? item : NULL;
 }
 
 int json_text(const char *value, char *out, Size room) {
@@ -2831,6 +2820,15 @@ static Size json_whole(const char *value) {
     return x >= 0 && x < 0x1p53 && x == floor(x) && *value != 't' && *value != 'f' ? (Size)x : -1;
 }
 
+/* The whole numbers of an array; returns how many, -1: it is no array of at most `most` of them. */
+static int json_sizes(const char *value, Size *out, int most) {
+    int n = 0;
+    if (!value || *value != '[') return -1;
+    for (const char *item = json_first(value); item; item = json_next(item))
+        if (n == most || (out[n++] = json_whole(item)) < 0) return -1;
+    return n;
+}
+
 /* Write a string with its quotes. What is no UTF-8 (a folder's name can be anything) becomes
    U+FFFD, so that the file stays JSON. */
 static void json_write_string(FILE *f, const char *string) {
@@ -2853,46 +2851,38 @@ static void json_write_string(FILE *f, const char *string) {
 static const struct {
     const char *name;
     int bytes; // of an element; 0: not known
-} dtypes[] = {{"F64", 8},     {"F32", 4},     {"F16", 2},  {"BF16", 2}, {"I64", 8}, {"U64", 8},
-              {"I32", 4},     {"U32", 4},     {"I16", 2},  {"U16", 2},  {"I8", 1},  {"U8", 1},
-              {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"BOOL", 1}, {"", 0}};
+} dtypes[] = {{"F64", 8},     {"F32", 4},     {"F16", 2},  {"BF16", 2},   {"I64", 8}, {"U64", 8},
+              {"I32", 4},     {"U32", 4},     {"I16", 2},  {"U16", 2},    {"I8", 1},  {"U8", 1},
+              {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"BOOL", 1}, {"unknown", 0}};
 enum { N_DTYPES = sizeof dtypes / sizeof *dtypes, REAL_DTYPE = sizeof(real) == 8 ? F64 : F32 };
 
-/* How many elements a shape has; -1 where that is 2^63 or more. */
+/* How many elements a shape has; -1: 2^60 or more, whose bytes could not be counted. */
 static Size shape_count(const Size *shape, int n_dim) {
     Size count = 1;
     for (int i = 0; i < n_dim; i++) {
-        if (shape[i] < 0 || (shape[i] && count > INT64_MAX / shape[i])) return -1;
+        if (shape[i] < 0 || (shape[i] && count > ((Size)1 << 60) / shape[i])) return -1;
         count *= shape[i];
     }
     return count;
 }
 
-/* The header's entry of one tensor, and whether its range of bytes fits its shape. */
+/* The header's entry of one tensor, whose range of bytes must fit its shape. */
 static int tensor_entry(const Safetensors *s, const char *name, const char *entry, Stored *t) {
     char dtype[16] = "";
-    const char *shape = json_get(entry, "shape"), *n = json_first(shape);
-    const char *begin = json_first(json_get(entry, "data_offsets"));
-    const char *end = begin ? json_next(begin) : NULL;
-    int good = !json_text(json_get(entry, "dtype"), dtype, sizeof dtype) && end && !json_next(end);
-    *t = (Stored){.name = name, .begin = json_whole(begin), .end = json_whole(end)};
-    while (t->dtype < N_DTYPES - 1 && strcmp(dtypes[t->dtype].name, dtype)) t->dtype++;
-    for (; n && t->n_dim < MAX_DIMS; n = json_next(n)) {
-        t->shape[t->n_dim] = json_whole(n);
-        good &= t->shape[t->n_dim++] >= 0;
-    }
+    Size range[2];
+    *t = (Stored){.name = name};
+    t->n_dim = json_sizes(json_get(entry, "shape"), t->shape, MAX_DIMS);
     t->count = shape_count(t->shape, t->n_dim);
-    if (!good || n || !shape || *shape != '[' || t->count < 0 || t->begin < 0 || t->end < t->begin)
-        return fail("%s: tensor %.200s: expected a dtype, a shape of at most %d whole numbers and "
-                    "below 2^63 elements, and two data_offsets in rising order",
-                    s->path, name, MAX_DIMS);
+    int bad = json_text(json_get(entry, "dtype"), dtype, sizeof dtype) || t->n_dim < 0 ||
+              t->count < 0 || json_sizes(json_get(entry, "data_offsets"), range, 2) != 2;
+    while (t->dtype < N_DTYPES - 1 && strcmp(dtypes[t->dtype].name, dtype)) t->dtype++;
     Size bytes = dtypes[t->dtype].bytes; // 0: any number of bytes will do
-    if (bytes && (t->count > INT64_MAX / bytes || t->end - t->begin != t->count * bytes))
-        return fail("%s: tensor %.200s: data_offsets %lld to %lld do not fit %lld elements of %lld "
-                    "bytes",
-                    s->path, name, t->begin, t->end, t->count, bytes);
-    t->begin += s->start;
-    t->end += s->start;
+    if (bad || range[1] < range[0] || (bytes && range[1] - range[0] != t->count * bytes))
+        return fail("%s: tensor %.200s: expected a dtype, a shape of at most %d whole numbers, and "
+                    "two data_offsets as far apart as the bytes of both",
+                    s->path, name, MAX_DIMS);
+    t->begin = s->start + range[0];
+    t->end = s->start + range[1];
     return 0;
 }
 
@@ -2903,52 +2893,46 @@ static int compare_places(const void *a, const void *b) {
 }
 
 /* All entries are sound, and fill the file from `start` to its end: no overlap, no hole, no
-   rest. */
+   rest. list: room for the tensors and one place more, the end. */
 static int entries_check(const Safetensors *s, Stored *list) {
     Size n = 0, reached = s->start;
     for (const char *key = json_first(s->header); key; key = json_next(key)) {
-        const char *value = json_value(key);
+        const char *value = json_value(key), *item = json_first(value);
         char name[256];
         json_text(key, name, sizeof name);
-        int is_metadata = !strcmp(name, "__metadata__");
-        if (!is_metadata && tensor_entry(s, name, value, &list[n++])) return -1;
-        if (is_metadata && *value != '{')
-            return fail("%s: __metadata__: expected an object", s->path);
-        for (const char *item = json_first(value); item && is_metadata; item = json_next(item))
-            if (*json_value(item) != '"')
-                return fail("%s: __metadata__: expected strings only", s->path);
+        if (strcmp(name, "__metadata__")) {
+            if (tensor_entry(s, name, value, &list[n++])) return -1;
+            continue;
+        }
+        while (*value == '{' && item && *json_value(item) == '"') item = json_next(item);
+        if (*value != '{' || item)
+            return fail("%s: __metadata__: expected an object of strings only", s->path);
     }
+    list[n++] = (Stored){.begin = s->size, .end = s->size};
     qsort(list, n, sizeof *list, compare_places);
     for (Size i = 0; i < n; reached = list[i++].end)
         if (list[i].begin != reached)
-            return fail("%s: the data of a tensor begins at byte %lld, expected %lld (%s)", s->path,
-                        list[i].begin, reached,
-                        list[i].begin < reached ? "it overlaps another's" : "there is a hole");
-    if (reached == s->size) return 0;
-    return fail("%s: the last tensor ends at byte %lld, the file at byte %lld (%s)", s->path,
-                reached, s->size, reached < s->size ? "trailing bytes" : "truncated");
+            return fail("%s: byte %lld belongs to %s", s->path, min(list[i].begin, reached),
+                        list[i].begin < reached ? "two tensors, or lies beyond the file's end"
+                                                : "no tensor");
+    return 0;
 }
 
 /* Read the header and hold every entry against the file. */
 static int header_read(Safetensors *s) {
-    uint8_t head[9]; // the header's length and first character
-    char where[sizeof s->path + 16];
+    uint8_t length[8];
+    char where[sizeof s->path + 32];
     Size keys = 0;
+    snprintf(where, sizeof where, "%s: header of safetensors", s->path);
     s->size = file_size(s->file);
-    if (s->size < 9 || fread(head, 1, 9, s->file) != 9 || head[8] != '{')
-        return fail("%s: no safetensors file: a length and a header in braces are missing",
-                    s->path);
-    uint64_t n = get_int(head, 8, LITTLE);
-    if (n > (uint64_t)s->size - 8)
-        return fail("%s: a header of %llu bytes, but only %lld follow", s->path,
-                    (unsigned long long)n, s->size - 8);
-    snprintf(where, sizeof where, "%s: header", s->path);
-    s->start = 8 + (Size)n;
-    if (fseeko(s->file, 8, SEEK_SET)) return fail("%s: cannot be read", s->path);
-    s->header = bytes_read(s->file, (Size)n, JSON_BYTES, where);
-    if (!s->header || json_check(s->header, (Size)n, where)) return -1;
+    if (fread(length, 1, 8, s->file) != 8) return fail("%s: missing", where);
+    Size n = (Size)get_int(length, 8, LITTLE);
+    s->header = bytes_read(s->file, n, min(JSON_BYTES, s->size - 8), where);
+    if (!s->header || json_check(s->header, n, where)) return -1;
+    if (*s->header != '{') return fail("%s: expected an object in braces", where);
+    s->start = 8 + n;
     for (const char *key = json_first(s->header); key; key = json_next(key)) keys++;
-    Stored *list = zalloc(keys, sizeof *list);
+    Stored *list = zalloc(keys + 1, sizeof *list);
     int bad = !list || entries_check(s, list);
     free(list);
     return bad ? -1 : 0;
@@ -2977,47 +2961,44 @@ int safetensors_metadata(const Safetensors *s, const char *key, char *out, Size 
     return json_text(json_get(json_get(s->header, "__metadata__"), key), out, room);
 }
 
-/* F16 is sign 1, exponent 5, fraction 10 bits: shifted into a float's places, the exponent's bias
-   grows from 15 to 127, and infinity's and NaN's exponent from 31 to 255. */
 static float float_of(uint32_t bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-static float half_value(uint32_t half) {
-    uint32_t rest = half & 0x7fff;
-    float x = (float)rest * 0x1p-24f; // exponent 0: subnormal
-    if (rest >= 0x400) x = float_of((rest << 13) + (rest < 0x7c00 ? 112u << 23 : 224u << 23));
-    return half & 0x8000 ? -x : x;
+/* An element's value. F16 has sign 1, exponent 5 and fraction 10 bits: where a float has these, they
+   make a value 2^112 too small, as the exponents' biases are 127 and 15. */
+static double decode(int dtype, uint64_t bits) {
+    uint32_t half = bits & 0x7fff;
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    switch (dtype) {
+    case F64: return x;
+    case F32: return (double)float_of((uint32_t)bits);
+    case BF16: return (double)float_of((uint32_t)bits << 16); // a float's upper half
+    case I64: return (double)(int64_t)bits;
+    default:
+        x = half > 0x7c00    ? NAN
+            : half == 0x7c00 ? INFINITY
+                             : (double)float_of(half << 13) * 0x1p112;
+        return bits & 0x8000 ? -x : x;
+    }
 }
 
 /* The nearest F16, ties to even: x in units of the last place that its exponent leaves. A unit too
-   many carries into the exponent, as it should. -1: finite, but too large. */
+   many carries into the exponent, as it should. */
 static int half_bits(double x) {
     int sign = signbit(x) ? 0x8000 : 0, exponent;
     if (isnan(x)) return sign | 0x7e00;
-    if (isinf(x)) return sign | 0x7c00;
-    if (fabs(x) >= 65520) return -1;              // half way from the largest, 65504, to 65536
+    if (fabs(x) >= 65520) return sign | 0x7c00;   // half way from the largest, 65504, to 65536
     frexp(x, &exponent);                          // 2^(exponent - 1) <= |x|
     if (x == 0 || exponent < -13) exponent = -13; // subnormals share the smallest unit
     int units = (int)nearbyint(ldexp(fabs(x), 11 - exponent)); // 1024 .. 2048, or subnormal
     return sign | (((exponent + 14) << 10) + units - 1024);
 }
 
-static inline double decode(int dtype, uint64_t bits) {
-    double wide;
-    memcpy(&wide, &bits, sizeof wide);
-    switch (dtype) {
-    case F64: return wide;
-    case F32: return (double)float_of((uint32_t)bits);
-    case F16: return (double)half_value((uint32_t)bits);
-    case BF16: return (double)float_of((uint32_t)bits << 16); // a float's upper half
-    default: return (double)(int64_t)bits;
-    }
-}
-
-static inline uint64_t encode(int dtype, double x) {
+static uint64_t encode(int dtype, double x) {
     float narrow = (float)x;
     uint64_t wide_bits;
     uint32_t narrow_bits;
@@ -3027,23 +3008,16 @@ static inline uint64_t encode(int dtype, double x) {
 }
 
 int safetensors_read(const Safetensors *s, const Stored *t, real *out, double *wide) {
-    uint8_t chunk[8192];
-    if (t->dtype >= OTHER) {
-        char dtype[16] = "";
-        json_text(json_get(json_get(s->header, t->name), "dtype"), dtype, sizeof dtype);
+    uint8_t element[8];
+    if (t->dtype >= OTHER)
         return fail("%s: tensor %s: dtype %s, expected F64, F32, F16, BF16 or I64", s->path,
-                    t->name, dtype);
-    }
-    Size bytes = dtypes[t->dtype].bytes, n;
-    int bad = fseeko(s->file, t->begin, SEEK_SET);
-    for (Size done = 0; done < t->count && !bad; done += n) {
-        n = min(sizeof chunk / bytes, t->count - done);
-        bad = (Size)fread(chunk, bytes, n, s->file) != n;
-        for (Size i = 0; i < n && !bad; i++) {
-            double x = decode(t->dtype, get_int(chunk + i * bytes, (int)bytes, LITTLE));
-            if (out) out[done + i] = (real)x;
-            else wide[done + i] = x;
-        }
+                    t->name, dtypes[t->dtype].name);
+    int bytes = dtypes[t->dtype].bytes, bad = fseeko(s->file, t->begin, SEEK_SET);
+    for (Size i = 0; i < t->count && !bad; i++) {
+        bad = fread(element, bytes, 1, s->file) != 1;
+        double x = bad ? 0 : decode(t->dtype, get_int(element, bytes, LITTLE));
+        if (out) out[i] = (real)x;
+        else wide[i] = x;
     }
     return bad ? fail("%s: tensor %s: its data cannot be read", s->path, t->name) : 0;
 }
@@ -3078,23 +3052,22 @@ static void header_write(FILE *f, const Stored *tensors, Size n, const char *con
 
 int safetensors_write(const char *path, const Stored *tensors, Size n,
                       const char *const *metadata) {
-    uint8_t chunk[8192];
+    uint8_t element[8];
     int bad = 0;
     FILE *f = file_create(path);
     if (!f) return -1;
     header_write(f, tensors, n, metadata);
     for (const Stored *t = tensors; t < tensors + n && !bad; t++) {
-        Size count = shape_count(t->shape, t->n_dim), bytes = dtypes[t->dtype].bytes, part;
+        Size count = shape_count(t->shape, t->n_dim);
+        int bytes = dtypes[t->dtype].bytes;
         if (t->dtype > F16) bad = fail("%s: tensor %s: its dtype cannot be written", path, t->name);
-        for (Size done = 0; done < count && !bad; done += part) {
-            part = min(sizeof chunk / bytes, count - done);
-            for (Size i = 0; i < part && !bad; i++) {
-                double x = t->data ? (double)t->data[done + i] : t->wide ? t->wide[done + i] : 0;
-                if (t->dtype == F16 && half_bits(x) < 0)
-                    bad = fail("%s: tensor %s: %g is too large for F16", path, t->name, x);
-                put_int(chunk + i * bytes, encode(t->dtype, x), (int)bytes, LITTLE);
-            }
-            if ((Size)fwrite(chunk, bytes, part, f) != part) break; // f knows
+        for (Size i = 0; i < count && !bad; i++) {
+            double x = t->data ? (double)t->data[i] : t->wide ? t->wide[i] : 0;
+            uint64_t bits = encode(t->dtype, x);
+            if (t->dtype == F16 && isfinite(x) && (bits & 0x7fff) == 0x7c00)
+                bad = fail("%s: tensor %s: %g is too large for F16", path, t->name, x);
+            put_int(element, bits, bytes, LITTLE);
+            fwrite(element, bytes, 1, f); // f remembers where that fails
         }
     }
     return file_finish(f, path, bad);
@@ -3103,78 +3076,62 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
 /* The model directory. Tensors go out and come in by one list, that of section 4 with Hugging
    Face's biases: this model has none, so they go out as zeros and must come in as zeros. */
 
-typedef char TensorName[64];
-
-/* Makes the list, of at most 2 * n_tensors; a bias has no data. Returns how many, -1: no memory. */
-static Size stored_list(const Model *m, int dtype, Stored **list, TensorName **bias_names) {
-    Size n = 0;
-    *list = zalloc(2 * m->n_tensors, sizeof **list);
-    *bias_names = zalloc(2 * m->n_tensors, sizeof **bias_names);
-    if (!*list || !*bias_names) return -1;
-    for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++) {
-        Stored s = {.name = t->name, .dtype = dtype, .n_dim = 2, .shape = {t->rows, t->cols}};
-        if (t->std < 0) s.n_dim = 1, s.shape[0] = t->cols; // a gain, (1, cols) here
-        s.data = m->params + t->offset;
-        (*list)[n++] = s;
+/* The list, n long, of a model's tensors in a file; a bias has no data. NULL: no memory. */
+static Stored *stored_list(const Model *m, int dtype, Size *n) {
+    typedef char Name[sizeof m->tensors->name];
+    Size most = 2 * m->n_tensors;
+    Stored *list = zalloc(most, sizeof *list + sizeof(Name)), *s = list;
+    Name *bias_name = (Name *)(list + most); // behind the list, in the same memory
+    for (const Tensor *t = m->tensors; list && t < m->tensors + m->n_tensors; t++) {
+        const Stored matrix = {.dtype = dtype, .n_dim = 2, .shape = {t->rows, t->cols}};
+        const Stored row = {.dtype = dtype, .n_dim = 1, .shape = {t->cols}};
+        *s = t->std < 0 ? row : matrix; // a gain is (1, cols) here
+        s->name = t->name;
+        s++->data = m->params + t->offset;
         if (!t->has_bias) continue;
         int stem = (int)(strrchr(t->name, '.') - t->name); // "x.weight" to "x.bias"
-        snprintf((*bias_names)[n], sizeof **bias_names, "%.*s.bias", stem, t->name);
-        s = (Stored){.name = (*bias_names)[n], .dtype = dtype, .n_dim = 1, .shape = {t->cols}};
-        (*list)[n++] = s;
+        snprintf(*bias_name, sizeof *bias_name, "%.*s.bias", stem, t->name);
+        *s = row;
+        s++->name = *bias_name++;
     }
-    return n;
+    *n = s - list;
+    return list;
 }
 
-static int weights_save(const Model *m, const char *path, int dtype) {
-    static const char *const metadata[] = {"format", "pt", NULL};
-    Stored *list;
-    TensorName *names;
-    Size n = stored_list(m, dtype, &list, &names);
-    int bad = n < 0 || safetensors_write(path, list, n, metadata);
-    free(list);
-    free(names);
-    return bad ? -1 : 0;
-}
-
-/* Read a tensor that must be there in its shape. ImageGPTModel saves without "transformer." in
-   front, and like a classifier without lm_head; biases may be missing. */
-static int weight_load(const Safetensors *file, const Stored *wanted, int headless) {
-    const size_t prefix = strlen("transformer.");
+/* Read a tensor that must be there in its shape, a bias to scratch. ImageGPTModel saves without
+   "transformer." in front, and like a classifier without lm_head; biases may be missing. */
+static int weight_load(const Safetensors *file, const Stored *wanted, real *scratch) {
+    const char *name = wanted->name;
     Stored s;
     int is_bias = !wanted->data, bad = 0;
-    int found = safetensors_find(file, wanted->name, &s);
-    if (!found && !strncmp(wanted->name, "transformer.", prefix))
-        found = safetensors_find(file, wanted->name + prefix, &s);
-    if (!found && !is_bias && !(headless && !strcmp(wanted->name, "lm_head.weight")))
-        return fail("%s: tensor %s is missing", file->path, wanted->name);
-    if (!found) return 0;
-    for (int i = 0; i < wanted->n_dim; i++) bad |= s.shape[i] != wanted->shape[i];
-    if (bad || s.n_dim != wanted->n_dim)
-        return fail("%s: tensor %s has %d dimensions and %lld elements, expected %lld x %lld",
-                    file->path, wanted->name, s.n_dim, s.count, wanted->shape[0],
-                    wanted->n_dim == 2 ? wanted->shape[1] : 1);
-    real *bias = is_bias ? zalloc(s.count, sizeof *bias) : NULL;
-    real *values = is_bias ? bias : (real *)wanted->data;
-    bad = !values || safetensors_read(file, &s, values, NULL);
-    for (Size i = 0; i < s.count && !bad; i++) {
-        if (!isfinite(values[i])) bad = fail("%s: tensor %s is not finite", file->path, s.name);
-        else if (is_bias && values[i] != 0)
-            bad = fail("%s: tensor %s is not zero; this model has no biases", file->path, s.name);
+    if (!safetensors_find(file, name, &s) && !safetensors_find(file, strchr(name, '.') + 1, &s)) {
+        if (is_bias) return 0;
+        int headless =
+            safetensors_find(file, "score.weight", &s) || safetensors_find(file, "wte.weight", &s);
+        if (headless && !strcmp(name, "lm_head.weight")) return 0;
+        return fail("%s: tensor %s is missing", file->path, name);
     }
-    free(bias);
-    return bad ? -1 : 0;
+    if (s.n_dim != wanted->n_dim || memcmp(s.shape, wanted->shape, sizeof s.shape))
+        return fail("%s: tensor %s has %d dimensions and %lld elements, expected %lld x %lld",
+                    file->path, name, s.n_dim, s.count, wanted->shape[0],
+                    wanted->n_dim == 2 ? wanted->shape[1] : 1);
+    real *values = is_bias ? scratch : (real *)wanted->data;
+    if (safetensors_read(file, &s, values, NULL)) return -1;
+    for (Size i = 0; i < s.count && !bad; i++)
+        if (is_bias ? values[i] != 0 : !isfinite(values[i]))
+            bad = fail("%s: tensor %s is not %s", file->path, s.name,
+                       is_bias ? "zero; this model has no biases" : "finite");
+    return bad;
 }
 
 static int weights_load(const Model *m, const Safetensors *file) {
-    Stored *list, s;
-    TensorName *names;
-    Size n = stored_list(m, F32, &list, &names);
-    int headless =
-            safetensors_find(file, "score.weight", &s) || safetensors_find(file, "wte.weight", &s),
-        bad = n < 0;
-    for (Size i = 0; i < n && !bad; i++) bad = weight_load(file, &list[i], headless);
+    Size n;
+    Stored *list = stored_list(m, F32, &n);
+    real *scratch = zalloc(4 * m->config.n_embd, sizeof *scratch); // the longest bias
+    int bad = !list || !scratch;
+    for (Size i = 0; i < n && !bad; i++) bad = weight_load(file, &list[i], scratch);
+    free(scratch);
     free(list);
-    free(names);
     return bad ? -1 : 0;
 }
 
@@ -3202,81 +3159,64 @@ double model_flops(const Model *m) {
     return 2 * multiplied * T + (is_causal(c) ? attention / 2 : attention);
 }
 
-/* config.json: what is always the same, as it is written and, where `checked`, must be read. */
-static const struct {
-    const char *name, *value;
-    int checked;
-} fixed_fields[] = {
-    {"model_type", "\"imagegpt\"", 1},  {"activation_function", "\"quick_gelu\"", 1},
-    {"layer_norm_epsilon", "1e-05", 1}, {"tie_word_embeddings", "false", 1},
-    {"scale_attn_weights", "true", 1},  {"scale_attn_by_inverse_layer_idx", "false", 1},
-    {"resid_pdrop", "0.0", 0},          {"embd_pdrop", "0.0", 0},
-    {"attn_pdrop", "0.0", 0},
-};
-enum { N_FIXED = sizeof fixed_fields / sizeof *fixed_fields, N_SIZES = 5 };
-
-/* And what differs. */
-static const char *const size_fields[N_SIZES] = {"vocab_size", "n_positions", "n_embd", "n_layer",
-                                                 "n_head"};
+/* The fields of config.json that say what is computed. They are written as they are here, and a
+   file that is read must not have other values for them. */
+static void config_fields(char fields[1024], const Config *c) {
+    snprintf(fields, 1024,
+             "{\n  \"model_type\": \"imagegpt\",\n  \"activation_function\": \"quick_gelu\",\n"
+             "  \"layer_norm_epsilon\": 1e-05,\n  \"tie_word_embeddings\": false,\n"
+             "  \"scale_attn_weights\": true,\n  \"scale_attn_by_inverse_layer_idx\": false,\n"
+             "  \"vocab_size\": %lld,\n  \"n_positions\": %lld,\n  \"n_embd\": %lld,\n"
+             "  \"n_layer\": %lld,\n  \"n_head\": %lld,\n  \"n_inner\": %lld,\n"
+             "  \"igpt_objective\": \"%s\"\n}\n",
+             c->n_vocab + 1, positions(c), c->n_embd, c->n_layer, c->n_head, 4 * c->n_embd,
+             is_masked(c) ? "bert" : "ar");
+}
 
 static int config_save(const Model *m, const char *path) {
-    const Config *c = &m->config;
-    const Size sizes[N_SIZES] = {c->n_vocab + 1, positions(c), c->n_embd, c->n_layer, c->n_head};
+    const Size C = m->config.n_class;
+    char fields[1024];
     FILE *f = file_create(path);
     if (!f) return -1;
     fprintf(f, "{\n  \"architectures\": [\"ImageGPTFor%s\"],\n",
-            c->n_class ? "ImageClassification" : "CausalImageModeling");
-    for (int i = 0; i < N_FIXED; i++)
-        fprintf(f, "  \"%s\": %s,\n", fixed_fields[i].name, fixed_fields[i].value);
-    for (int i = 0; i < N_SIZES; i++) fprintf(f, "  \"%s\": %lld,\n", size_fields[i], sizes[i]);
-    for (int inverse = 0; inverse < 2 && c->n_class; inverse++) {
+            C ? "ImageClassification" : "CausalImageModeling");
+    fputs("  \"resid_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"attn_pdrop\": 0.0,\n", f);
+    for (int inverse = 0; inverse < 2 && C; inverse++) {
         fprintf(f, "  \"%s\": {", inverse ? "label2id" : "id2label");
-        for (Size k = 0; k < c->n_class; k++) {
+        for (Size k = 0; k < C; k++) {
             if (!inverse) fprintf(f, "\"%lld\": ", k);
             json_write_string(f, m->class_names[k]);
             if (inverse) fprintf(f, ": %lld", k);
-            fputs(k + 1 < c->n_class ? ", " : "},\n", f);
+            fputs(k + 1 < C ? ", " : "},\n", f);
         }
     }
-    fprintf(f, "  \"n_inner\": null,\n  \"igpt_objective\": \"%s\"\n}\n",
-            is_masked(c) ? "bert" : "ar");
+    config_fields(fields, &m->config);
+    fputs(fields + strlen("{\n"), f);
     return file_finish(f, path, 0);
 }
 
 static int config_load(Config *c, const char *json, const char *path) {
-    Size sizes[N_SIZES];
-    char text[64] = "ar", wanted[64];
-    for (int i = 0; i < N_FIXED; i++) {
-        const char *is = json_get(json, fixed_fields[i].name), *must = fixed_fields[i].value;
-        if (!fixed_fields[i].checked || !is || *is == 'n') continue;
-        json_text(must, wanted, sizeof wanted);
-        if (*must == '"' ? json_text(is, text, sizeof text) || strcmp(text, wanted)
+    char fields[1024], name[64], objective[8] = "";
+    *c = (Config){.n_vocab = json_whole(json_get(json, "vocab_size")) - 1,
+                  .n_embd = json_whole(json_get(json, "n_embd")),
+                  .n_layer = json_whole(json_get(json, "n_layer")),
+                  .n_head = json_whole(json_get(json, "n_head"))};
+    Size T = json_whole(json_get(json, "n_positions"));
+    while (positions(c) < T && c->n_px < MAX_PX) c->n_px++;
+    json_text(json_get(json, "igpt_objective"), objective, sizeof objective);
+    if (!strcmp(objective, "bert")) c->objective = OBJECTIVE_BERT;
+    if (config_check(c)) return fail("%s: a size is missing or wrong: %s", path, error_text());
+    config_fields(fields, c);
+    for (const char *key = json_first(fields); key; key = json_next(key)) {
+        json_text(key, name, sizeof name);
+        const char *is = json_get(json, name), *must = json_value(key);
+        if (!is || *is == 'n') continue; // null: as Hugging Face has it, which is as it must
+        int length = (int)strcspn(must, ",\n");
+        if (*must == '"' ? strncmp(is, must, length)
                          : !(fabs(json_number(is) - json_number(must)) <= 1e-9))
-            return fail("%s: field %s is not %s", path, fixed_fields[i].name, must);
+            return fail("%s: field %s is not %.*s", path, name, length, must);
     }
-    for (int i = 0; i < N_SIZES; i++) {
-        const char *is = json_get(json, size_fields[i]);
-        sizes[i] = is ? json_whole(is) : -1;
-        if (sizes[i] < 0 || sizes[i] > INT_MAX)
-            return fail("%s: field %s is %s, expected a whole number", path, size_fields[i],
-                        is ? "no such number" : "missing");
-    }
-    *c = (Config){.n_vocab = sizes[0] - 1,
-                  .n_embd = sizes[2],
-                  .n_layer = sizes[3],
-                  .n_head = sizes[4],
-                  .n_px = llround(sqrt((double)sizes[1]))};
-    if (positions(c) != sizes[1])
-        return fail("%s: field n_positions is %lld, which is no square", path, sizes[1]);
-    const char *inner = json_get(json, "n_inner"), *objective = json_get(json, "igpt_objective");
-    if (inner && *inner != 'n' && json_number(inner) != 4 * (double)c->n_embd)
-        return fail("%s: field n_inner is not %lld", path, 4 * c->n_embd);
-    strcpy(text, "ar");
-    if (objective && json_text(objective, text, sizeof text)) strcpy(text, "?");
-    c->objective = strcmp(text, "bert") ? OBJECTIVE_AR : OBJECTIVE_BERT;
-    if (is_causal(c) && strcmp(text, "ar"))
-        return fail("%s: field igpt_objective is not \"ar\" or \"bert\"", path);
-    return config_check(c) ? fail("%s: %s", path, error_text()) : 0;
+    return 0;
 }
 
 int palette_save(const char *path, const real *palette, Size K, Size n_px) {
@@ -3298,28 +3238,24 @@ int palette_save(const char *path, const real *palette, Size K, Size n_px) {
 real *palette_read(const char *path, Size *K) {
     enum { MOST_COLOURS = 65535 };
     char *json = json_read(path, JSON_BYTES);
-    const char *clusters = json_get(json, "clusters");
-    real *palette = json ? zalloc(3 * MOST_COLOURS, sizeof *palette) : NULL;
-    int bad = !palette;
+    const char *first = json_first(json_get(json, "clusters")), *colour = first;
+    int bad = !json;
     *K = 0;
-    if (!bad && (!clusters || *clusters != '['))
-        bad = fail("%s: field clusters is missing or no list", path);
-    for (const char *colour = json_first(clusters); colour && !bad;
-         colour = json_next(colour), ++*K) {
-        if (*K == MOST_COLOURS) {
-            bad = fail("%s: field clusters has more than %d colours", path, MOST_COLOURS);
-            break;
-        }
+    for (; colour; colour = json_next(colour)) ++*K;
+    if (!bad && (*K < 1 || *K > MOST_COLOURS))
+        bad = fail("%s: field clusters is missing or has not 1 to %d colours", path, MOST_COLOURS);
+    real *palette = bad ? NULL : zalloc(3 * *K, sizeof *palette), *next = palette;
+    bad = !palette;
+    for (colour = first; colour && !bad; colour = json_next(colour)) {
         const char *number = json_first(colour);
-        for (int j = 0; j < 3 && !bad; j++, number = number ? json_next(number) : NULL) {
-            double x = json_number(number);
-            palette[3 * *K + j] = (real)x;
-            if (!(fabs(x) <= 1.001)) // but for rounding
-                bad = fail("%s: clusters[%lld] is not three numbers from -1 to 1", path, *K);
+        for (int c = 0; c < 3; c++, number = number ? json_next(number) : NULL) {
+            *next = (real)json_number(number);
+            if (!(fabs((double)*next++) <= 1.001)) bad = 1; // but for rounding
         }
-        if (!bad && number) bad = fail("%s: clusters[%lld] has more than three numbers", path, *K);
+        if (bad || number)
+            bad = fail("%s: clusters[%lld] is not three numbers from -1 to 1", path,
+                       (next - palette) / 3 - 1);
     }
-    if (!bad && !*K) bad = fail("%s: no colours", path);
     free(json);
     if (!bad) return palette;
     free(palette);
@@ -3327,10 +3263,17 @@ real *palette_read(const char *path, Size *K) {
 }
 
 int model_save(const Model *m, const char *dir, int dtype) {
-    if (folder_make(dir) || weights_save(m, file_in(dir, "model.safetensors"), dtype)) return -1;
-    if (config_save(m, file_in(dir, "config.json"))) return -1;
-    return palette_save(file_in(dir, "preprocessor_config.json"), m->palette, m->config.n_vocab,
-                        m->config.n_px);
+    static const char *const metadata[] = {"format", "pt", NULL};
+    const Config *c = &m->config;
+    Size n;
+    Stored *list = stored_list(m, dtype, &n);
+    int bad =
+        !list || folder_make(dir) ||
+        safetensors_write(file_in(dir, "model.safetensors"), list, n, metadata) ||
+        config_save(m, file_in(dir, "config.json")) ||
+        palette_save(file_in(dir, "preprocessor_config.json"), m->palette, c->n_vocab, c->n_px);
+    free(list);
+    return bad ? -1 : 0;
 }
 
 /* Class names and palette. */
@@ -3343,35 +3286,28 @@ static int model_fill(Model *m, const char *dir, const char *config) {
     }
     Size K, wanted = m->config.n_vocab;
     const char *path = file_in(dir, "preprocessor_config.json");
-    real *palette = palette_read(path, &K);
-    int bad = !palette;
-    if (!bad && K != wanted)
-        bad = fail("%s: clusters has %lld colours, config.json expects %lld", path, K, wanted);
-    if (!bad) memcpy(m->palette, palette, 3 * K * sizeof *palette);
-    free(palette);
-    return bad ? -1 : 0;
+    free(m->palette);
+    m->palette = palette_read(path, &K);
+    if (!m->palette || K == wanted) return m->palette ? 0 : -1;
+    return fail("%s: clusters has %lld colours, config.json expects %lld", path, K, wanted);
 }
 
 int model_load(Model *m, const char *dir) {
-    Safetensors weights;
+    Safetensors weights = {.file = NULL};
     Stored score;
-    Config c;
+    Config c = {0};
     *m = (Model){.n_tensors = 0};
     const char *path = file_in(dir, "config.json");
     char *json = json_read(path, JSON_BYTES);
-    int bad = !json || config_load(&c, json, path);
-    if (!bad && !(bad = safetensors_open(&weights, file_in(dir, "model.safetensors")))) {
-        if (safetensors_find(&weights, "score.weight", &score) && score.n_dim)
-            c.n_class = min(score.shape[0], NO_LABEL);
-        bad = model_list(m, c);
-        if (!bad &&
-            (m->n_params - c.n_vocab * c.n_embd) * 2 > weights.size) // lm_head may be missing
-            bad = fail("%s: too small for the %lld parameters that config.json promises",
-                       weights.path, m->n_params);
-        model_free(m);
-        bad = bad || model_init(m, c) || weights_load(m, &weights) || model_fill(m, dir, json);
-        safetensors_close(&weights);
-    }
+    int bad = !json || config_load(&c, json, path) ||
+              safetensors_open(&weights, file_in(dir, "model.safetensors"));
+    if (!bad && safetensors_find(&weights, "score.weight", &score) && score.n_dim)
+        c.n_class = min(score.shape[0], NO_LABEL);
+    /* A block has 12 d^2 weights of at least two bytes. No memory is asked for what is not there. */
+    if (!bad && c.n_layer * 12 * c.n_embd * c.n_embd * 2 > weights.size)
+        bad = fail("%s: too small for the model that config.json promises", weights.path);
+    bad = bad || model_init(m, c) || weights_load(m, &weights) || model_fill(m, dir, json);
+    safetensors_close(&weights);
     free(json);
     if (bad) model_free(m);
     return bad ? -1 : 0;
