@@ -2748,13 +2748,9 @@ static int json_skip(const char **p, int depth) {
 }
 
 int json_check(const char *text, Size length, const char *name) {
-    const char *fault = json_space(text), *line = text;
-    Size number = 1;
-    if (!json_skip(&fault, 0) && fault == text + length) return 0;
-    for (const char *p = text; p < fault; p++)
-        if (*p == '\n') line = p + 1, number++;
-    return fail("%s: line %lld, column %lld: not as JSON has it", name, number,
-                (Size)(fault - line) + 1);
+    const char *p = json_space(text);
+    if (!json_skip(&p, 0) && p == text + length) return 0;
+    return fail("%s: byte %lld: not as JSON has it: %.20s", name, (Size)(p - text), p);
 }
 
 char *json_read(const char *path, Size most) {
@@ -2778,6 +2774,7 @@ const char *json_value(const char *key) {
 }
 
 const char *json_next(const char *item) {
+    if (!item) return NULL;
     json_skip(&item, 0);
     if (json_take(&item, ':')) json_skip(&item, 0);
     return json_take(&item, ',') ? item : NULL;
@@ -2892,58 +2889,56 @@ static int compare_places(const void *a, const void *b) {
     return (x->end > y->end) - (x->end < y->end);
 }
 
-/* All entries are sound, and fill the file from `start` to its end: no overlap, no hole, no
-   rest. list: room for the tensors and one place more, the end. */
-static int entries_check(const Safetensors *s, Stored *list) {
-    Size n = 0, reached = s->start;
-    for (const char *key = json_first(s->header); key; key = json_next(key)) {
+/* All entries are sound, and their data fills the file up to its end: no overlap, no hole, no
+   rest. */
+static int entries_check(const Safetensors *s) {
+    Size n = 0, keys = 0, reached = s->start;
+    for (const char *key = json_first(s->header); key; key = json_next(key)) keys++;
+    Stored *list = zalloc(keys + 1, sizeof *list);
+    int bad = !list;
+    for (const char *key = json_first(s->header); key && !bad; key = json_next(key)) {
         const char *value = json_value(key), *item = json_first(value);
         char name[256];
         json_text(key, name, sizeof name);
         if (strcmp(name, "__metadata__")) {
-            if (tensor_entry(s, name, value, &list[n++])) return -1;
+            bad = tensor_entry(s, name, value, &list[n++]);
             continue;
         }
         while (*value == '{' && item && *json_value(item) == '"') item = json_next(item);
         if (*value != '{' || item)
-            return fail("%s: __metadata__: expected an object of strings only", s->path);
+            bad = fail("%s: __metadata__: expected an object of strings only", s->path);
     }
-    list[n++] = (Stored){.begin = s->size, .end = s->size};
-    qsort(list, n, sizeof *list, compare_places);
-    for (Size i = 0; i < n; reached = list[i++].end)
+    if (!bad) {
+        list[n++] = (Stored){.begin = s->size, .end = s->size}; // where data must have reached
+        qsort(list, n, sizeof *list, compare_places);
+    }
+    for (Size i = 0; i < n && !bad; reached = list[i++].end)
         if (list[i].begin != reached)
-            return fail("%s: byte %lld belongs to %s", s->path, min(list[i].begin, reached),
-                        list[i].begin < reached ? "two tensors, or lies beyond the file's end"
-                                                : "no tensor");
-    return 0;
-}
-
-/* Read the header and hold every entry against the file. */
-static int header_read(Safetensors *s) {
-    uint8_t length[8];
-    char where[sizeof s->path + 32];
-    Size keys = 0;
-    snprintf(where, sizeof where, "%s: header of safetensors", s->path);
-    s->size = file_size(s->file);
-    if (fread(length, 1, 8, s->file) != 8) return fail("%s: missing", where);
-    Size n = (Size)get_int(length, 8, LITTLE);
-    s->header = bytes_read(s->file, n, min(JSON_BYTES, s->size - 8), where);
-    if (!s->header || json_check(s->header, n, where)) return -1;
-    if (*s->header != '{') return fail("%s: expected an object in braces", where);
-    s->start = 8 + n;
-    for (const char *key = json_first(s->header); key; key = json_next(key)) keys++;
-    Stored *list = zalloc(keys + 1, sizeof *list);
-    int bad = !list || entries_check(s, list);
+            bad = fail("%s: byte %lld belongs to %s", s->path, min(list[i].begin, reached),
+                       list[i].begin > reached ? "no tensor"
+                                               : "two tensors, or is beyond the file's end");
     free(list);
-    return bad ? -1 : 0;
+    return bad;
 }
 
 int safetensors_open(Safetensors *s, const char *path) {
+    uint8_t head[9] = {0}; // the header's length and first character
     *s = (Safetensors){.file = file_open(path)};
+    if (!s->file) return -1;
     snprintf(s->path, sizeof s->path, "%s", path);
-    if (s->file && !header_read(s)) return 0;
-    safetensors_close(s);
-    return -1;
+    s->size = file_size(s->file);
+    int bad = fread(head, 1, 9, s->file) != 9 || ungetc(head[8], s->file) != '{';
+    uint64_t n = get_int(head, 8, LITTLE);
+    s->start = (Size)(8 + n);
+    if (bad || n > (uint64_t)min(JSON_BYTES, s->size - 8))
+        bad = fail("%s: no safetensors file: no header in braces, as long as the file says, of at "
+                   "most %d bytes",
+                   path, JSON_BYTES);
+    else
+        bad = !(s->header = bytes_read(s->file, (Size)n, JSON_BYTES, path)) ||
+              json_check(s->header, (Size)n, path) || entries_check(s);
+    if (bad) safetensors_close(s);
+    return bad ? -1 : 0;
 }
 
 void safetensors_close(Safetensors *s) {
@@ -2961,64 +2956,55 @@ int safetensors_metadata(const Safetensors *s, const char *key, char *out, Size 
     return json_text(json_get(json_get(s->header, "__metadata__"), key), out, room);
 }
 
-static float float_of(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
+typedef union { // a number, or its bits
+    float single;
+    uint32_t single_bits;
+    double wide;
+    uint64_t wide_bits;
+} Number;
 
 /* An element's value. F16 has sign 1, exponent 5 and fraction 10 bits: where a float has these, they
    make a value 2^112 too small, as the exponents' biases are 127 and 15. */
 static double decode(int dtype, uint64_t bits) {
-    uint32_t half = bits & 0x7fff;
-    double x;
-    memcpy(&x, &bits, sizeof x);
-    switch (dtype) {
-    case F64: return x;
-    case F32: return (double)float_of((uint32_t)bits);
-    case BF16: return (double)float_of((uint32_t)bits << 16); // a float's upper half
-    case I64: return (double)(int64_t)bits;
-    default:
-        x = half > 0x7c00    ? NAN
-            : half == 0x7c00 ? INFINITY
-                             : (double)float_of(half << 13) * 0x1p112;
-        return bits & 0x8000 ? -x : x;
-    }
+    uint32_t low = (uint32_t)bits, half = low & 0x7fff;
+    if (dtype == F64) return (Number){.wide_bits = bits}.wide;
+    if (dtype == I64) return (double)(int64_t)bits;
+    if (dtype == BF16) low <<= 16; // a float's upper half
+    if (dtype != F16) return (double)(Number){.single_bits = low}.single;
+    double x = (double)(Number){.single_bits = half << 13}.single * 0x1p112;
+    if (half >= 0x7c00) x = half == 0x7c00 ? INFINITY : NAN;
+    return low == half ? x : -x;
 }
 
-/* The nearest F16, ties to even: x in units of the last place that its exponent leaves. A unit too
-   many carries into the exponent, as it should. */
-static int half_bits(double x) {
-    int sign = signbit(x) ? 0x8000 : 0, exponent;
+/* The other way, to the nearest; of F16, ties to even: x in units of the last place that its
+   exponent leaves. A unit too many carries into the exponent, as it should. */
+static uint64_t encode(int dtype, double x) {
+    uint64_t sign = signbit(x) ? 0x8000 : 0;
+    int exponent;
+    if (dtype == F64) return (Number){.wide = x}.wide_bits;
+    if (dtype == F32) return (Number){.single = (float)x}.single_bits;
     if (isnan(x)) return sign | 0x7e00;
     if (fabs(x) >= 65520) return sign | 0x7c00;   // half way from the largest, 65504, to 65536
     frexp(x, &exponent);                          // 2^(exponent - 1) <= |x|
     if (x == 0 || exponent < -13) exponent = -13; // subnormals share the smallest unit
     int units = (int)nearbyint(ldexp(fabs(x), 11 - exponent)); // 1024 .. 2048, or subnormal
-    return sign | (((exponent + 14) << 10) + units - 1024);
-}
-
-static uint64_t encode(int dtype, double x) {
-    float narrow = (float)x;
-    uint64_t wide_bits;
-    uint32_t narrow_bits;
-    memcpy(&wide_bits, &x, sizeof x);
-    memcpy(&narrow_bits, &narrow, sizeof narrow);
-    return dtype == F64 ? wide_bits : dtype == F32 ? narrow_bits : (uint64_t)half_bits(x);
+    return sign | (uint64_t)(((exponent + 14) << 10) + units - 1024);
 }
 
 int safetensors_read(const Safetensors *s, const Stored *t, real *out, double *wide) {
-    uint8_t element[8];
     if (t->dtype >= OTHER)
         return fail("%s: tensor %s: dtype %s, expected F64, F32, F16, BF16 or I64", s->path,
                     t->name, dtypes[t->dtype].name);
-    int bytes = dtypes[t->dtype].bytes, bad = fseeko(s->file, t->begin, SEEK_SET);
+    int bad = fseeko(s->file, t->begin, SEEK_SET);
     for (Size i = 0; i < t->count && !bad; i++) {
-        bad = fread(element, bytes, 1, s->file) != 1;
-        double x = bad ? 0 : decode(t->dtype, get_int(element, bytes, LITTLE));
+        uint64_t bits = 0;
+        for (int b = 0; b < dtypes[t->dtype].bytes; b++)
+            bits |= (uint64_t)(getc_unlocked(s->file) & 0xff) << 8 * b;
+        double x = decode(t->dtype, bits);
         if (out) out[i] = (real)x;
         else wide[i] = x;
     }
+    bad = bad || feof(s->file) || ferror(s->file);
     return bad ? fail("%s: tensor %s: its data cannot be read", s->path, t->name) : 0;
 }
 
@@ -3052,22 +3038,20 @@ static void header_write(FILE *f, const Stored *tensors, Size n, const char *con
 
 int safetensors_write(const char *path, const Stored *tensors, Size n,
                       const char *const *metadata) {
-    uint8_t element[8];
     int bad = 0;
     FILE *f = file_create(path);
     if (!f) return -1;
     header_write(f, tensors, n, metadata);
     for (const Stored *t = tensors; t < tensors + n && !bad; t++) {
         Size count = shape_count(t->shape, t->n_dim);
-        int bytes = dtypes[t->dtype].bytes;
         if (t->dtype > F16) bad = fail("%s: tensor %s: its dtype cannot be written", path, t->name);
-        for (Size i = 0; i < count && !bad; i++) {
+        for (Size i = 0; i < count && !bad && !ferror(f); i++) {
             double x = t->data ? (double)t->data[i] : t->wide ? t->wide[i] : 0;
             uint64_t bits = encode(t->dtype, x);
             if (t->dtype == F16 && isfinite(x) && (bits & 0x7fff) == 0x7c00)
                 bad = fail("%s: tensor %s: %g is too large for F16", path, t->name, x);
-            put_int(element, bits, bytes, LITTLE);
-            fwrite(element, bytes, 1, f); // f remembers where that fails
+            for (int b = 0; b < dtypes[t->dtype].bytes; b++) // f remembers where that fails
+                putc_unlocked((int)(bits >> 8 * b & 0xff), f);
         }
     }
     return file_finish(f, path, bad);
@@ -3078,10 +3062,10 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
 
 /* The list, n long, of a model's tensors in a file; a bias has no data. NULL: no memory. */
 static Stored *stored_list(const Model *m, int dtype, Size *n) {
-    typedef char Name[sizeof m->tensors->name];
+    char (*bias_name)[sizeof m->tensors->name]; // behind the list, in the same memory
     Size most = 2 * m->n_tensors;
-    Stored *list = zalloc(most, sizeof *list + sizeof(Name)), *s = list;
-    Name *bias_name = (Name *)(list + most); // behind the list, in the same memory
+    Stored *list = zalloc(most, sizeof *list + sizeof *bias_name), *s = list;
+    bias_name = (void *)(list + most);
     for (const Tensor *t = m->tensors; list && t < m->tensors + m->n_tensors; t++) {
         const Stored matrix = {.dtype = dtype, .n_dim = 2, .shape = {t->rows, t->cols}};
         const Stored row = {.dtype = dtype, .n_dim = 1, .shape = {t->cols}};
@@ -3238,28 +3222,25 @@ int palette_save(const char *path, const real *palette, Size K, Size n_px) {
 real *palette_read(const char *path, Size *K) {
     enum { MOST_COLOURS = 65535 };
     char *json = json_read(path, JSON_BYTES);
-    const char *first = json_first(json_get(json, "clusters")), *colour = first;
-    int bad = !json;
-    *K = 0;
-    for (; colour; colour = json_next(colour)) ++*K;
-    if (!bad && (*K < 1 || *K > MOST_COLOURS))
-        bad = fail("%s: field clusters is missing or has not 1 to %d colours", path, MOST_COLOURS);
-    real *palette = bad ? NULL : zalloc(3 * *K, sizeof *palette), *next = palette;
-    bad = !palette;
-    for (colour = first; colour && !bad; colour = json_next(colour)) {
+    const char *colour = json_first(json_get(json, "clusters"));
+    real *palette = json ? zalloc(3 * (MOST_COLOURS + 1), sizeof *palette) : NULL;
+    int bad = !palette;
+    for (*K = 0; colour && !bad; colour = json_next(colour)) {
         const char *number = json_first(colour);
-        for (int c = 0; c < 3; c++, number = number ? json_next(number) : NULL) {
-            *next = (real)json_number(number);
-            if (!(fabs((double)*next++) <= 1.001)) bad = 1; // but for rounding
+        real *rgb = palette + 3 * *K;
+        for (int c = 0; c < 3; c++, number = json_next(number)) {
+            rgb[c] = (real)json_number(number);
+            if (!(fabs((double)rgb[c]) <= 1.001)) bad = 1; // but for rounding
         }
-        if (bad || number)
-            bad = fail("%s: clusters[%lld] is not three numbers from -1 to 1", path,
-                       (next - palette) / 3 - 1);
+        if (number || *K == MOST_COLOURS) bad = 1;
+        if (!bad) ++*K;
     }
+    if (palette && (bad || !*K))
+        bad = fail("%s: clusters[%lld] is missing, one too many, or not three numbers from -1 to 1",
+                   path, *K);
     free(json);
-    if (!bad) return palette;
-    free(palette);
-    return NULL;
+    if (bad) free(palette);
+    return bad ? NULL : palette;
 }
 
 int model_save(const Model *m, const char *dir, int dtype) {
@@ -3288,8 +3269,9 @@ static int model_fill(Model *m, const char *dir, const char *config) {
     const char *path = file_in(dir, "preprocessor_config.json");
     free(m->palette);
     m->palette = palette_read(path, &K);
-    if (!m->palette || K == wanted) return m->palette ? 0 : -1;
-    return fail("%s: clusters has %lld colours, config.json expects %lld", path, K, wanted);
+    if (m->palette && K != wanted)
+        return fail("%s: clusters has %lld colours, config.json expects %lld", path, K, wanted);
+    return m->palette ? 0 : -1;
 }
 
 int model_load(Model *m, const char *dir) {
