@@ -2853,14 +2853,11 @@ static const struct {
               {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"BOOL", 1}, {"unknown", 0}};
 enum { N_DTYPES = sizeof dtypes / sizeof *dtypes, REAL_DTYPE = sizeof(real) == 8 ? F64 : F32 };
 
-/* How many elements a shape has; -1: 2^60 or more, whose bytes could not be counted. */
+/* How many elements a shape has; -1: 2^53 or more, from where doubles are not exact. */
 static Size shape_count(const Size *shape, int n_dim) {
-    Size count = 1;
-    for (int i = 0; i < n_dim; i++) {
-        if (shape[i] < 0 || (shape[i] && count > ((Size)1 << 60) / shape[i])) return -1;
-        count *= shape[i];
-    }
-    return count;
+    double count = 1;
+    for (int i = 0; i < n_dim; i++) count *= (double)shape[i];
+    return count < 0x1p53 ? (Size)count : -1;
 }
 
 /* The header's entry of one tensor, whose range of bytes must fit its shape. */
@@ -2896,22 +2893,19 @@ static int entries_check(const Safetensors *s) {
     for (const char *key = json_first(s->header); key; key = json_next(key)) keys++;
     Stored *list = zalloc(keys + 1, sizeof *list);
     int bad = !list;
+    if (list) list[n++] = (Stored){.begin = s->size, .end = s->size}; // where the data must end
     for (const char *key = json_first(s->header); key && !bad; key = json_next(key)) {
         const char *value = json_value(key), *item = json_first(value);
         char name[256];
         json_text(key, name, sizeof name);
-        if (strcmp(name, "__metadata__")) {
-            bad = tensor_entry(s, name, value, &list[n++]);
-            continue;
-        }
-        while (*value == '{' && item && *json_value(item) == '"') item = json_next(item);
-        if (*value != '{' || item)
+        int is_metadata = !strcmp(name, "__metadata__");
+        while (is_metadata && item && *value == '{' && *json_value(item) == '"')
+            item = json_next(item);
+        if (!is_metadata) bad = tensor_entry(s, name, value, &list[n++]);
+        else if (*value != '{' || item)
             bad = fail("%s: __metadata__: expected an object of strings only", s->path);
     }
-    if (!bad) {
-        list[n++] = (Stored){.begin = s->size, .end = s->size}; // where data must have reached
-        qsort(list, n, sizeof *list, compare_places);
-    }
+    if (!bad) qsort(list, n, sizeof *list, compare_places);
     for (Size i = 0; i < n && !bad; reached = list[i++].end)
         if (list[i].begin != reached)
             bad = fail("%s: byte %lld belongs to %s", s->path, min(list[i].begin, reached),
@@ -3131,15 +3125,12 @@ int config_check(const Config *c) {
     return fail("n_embd %lld is not divisible by n_head %lld", c->n_embd, c->n_head);
 }
 
-/* Two operations for each parameter in a matmul (so neither gains nor embeddings) and position; for
-   attention two products of T x T x d, of which a causal mask needs half. */
+/* Two operations for each position and parameter in a matmul: 12 d x d in a block, K x d in lm_head.
+   For attention two products of T x T x d, of which a causal mask needs half. */
 double model_flops(const Model *m) {
     const Config *c = &m->config;
-    double T = (double)positions(c), multiplied = 0;
-    for (const Tensor *t = m->tensors; t < m->tensors + m->n_tensors; t++)
-        if (t->std >= 0 && t->kind != WTE && t->kind != WPE && t->kind != SCORE)
-            multiplied += (double)(t->rows * t->cols);
-    double attention = 4 * (double)c->n_layer * T * T * (double)c->n_embd;
+    double T = (double)positions(c), d = (double)c->n_embd, L = (double)c->n_layer;
+    double multiplied = 12 * L * d * d + (double)c->n_vocab * d, attention = 4 * L * T * T * d;
     return 2 * multiplied * T + (is_causal(c) ? attention / 2 : attention);
 }
 
