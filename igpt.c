@@ -2957,8 +2957,8 @@ typedef union { // a number, or its bits
     uint64_t wide_bits;
 } Number;
 
-/* An element's value. F16 has sign 1, exponent 5 and fraction 10 bits: where a float has these, they
-   make a value 2^112 too small, as the exponents' biases are 127 and 15. */
+/* An element's value. F16 has sign 1, exponent 5 and fraction 10 bits: where a float has these,
+   they make a value 2^112 too small, as the exponents' biases are 127 and 15. */
 static double decode(int dtype, uint64_t bits) {
     uint32_t low = (uint32_t)bits, half = low & 0x7fff;
     if (dtype == F64) return (Number){.wide_bits = bits}.wide;
@@ -3125,8 +3125,8 @@ int config_check(const Config *c) {
     return fail("n_embd %lld is not divisible by n_head %lld", c->n_embd, c->n_head);
 }
 
-/* Two operations for each position and parameter in a matmul: 12 d x d in a block, K x d in lm_head.
-   For attention two products of T x T x d, of which a causal mask needs half. */
+/* Two operations for each position and parameter in a matmul: 12 d x d in a block, K x d in
+   lm_head. For attention two products of T x T x d, of which a causal mask needs half. */
 double model_flops(const Model *m) {
     const Config *c = &m->config;
     double T = (double)positions(c), d = (double)c->n_embd, L = (double)c->n_layer;
@@ -3185,7 +3185,7 @@ static int config_load(Config *c, const char *json, const char *path) {
     for (const char *key = json_first(fields); key; key = json_next(key)) {
         json_text(key, name, sizeof name);
         const char *is = json_get(json, name), *must = json_value(key);
-        if (!is || *is == 'n') continue; // null: as Hugging Face has it, which is as it must
+        if (!is || *is == 'n') continue; // null is Hugging Face's default, which is what it must be
         int length = (int)strcspn(must, ",\n");
         if (*must == '"' ? strncmp(is, must, length)
                          : !(fabs(json_number(is) - json_number(must)) <= 1e-9))
@@ -3276,7 +3276,7 @@ int model_load(Model *m, const char *dir) {
               safetensors_open(&weights, file_in(dir, "model.safetensors"));
     if (!bad && safetensors_find(&weights, "score.weight", &score) && score.n_dim)
         c.n_class = min(score.shape[0], NO_LABEL);
-    /* A block has 12 d^2 weights of at least two bytes. No memory is asked for what is not there. */
+    /* A block has 12 d^2 weights of at least two bytes: no memory for what cannot be there. */
     if (!bad && c.n_layer * 12 * c.n_embd * c.n_embd * 2 > weights.size)
         bad = fail("%s: too small for the model that config.json promises", weights.path);
     bad = bad || model_init(m, c) || weights_load(m, &weights) || model_fill(m, dir, json);
