@@ -400,8 +400,8 @@ IGPT_API int labels_split(const Images *set, Size n_class, Size per_class, uint6
 /* JSON is kept as the text it is. json_check holds a text, closed by a zero byte, against the
    grammar of RFC 8259, at most 64 levels deep, valid UTF-8, no \u0000, no number beyond a double;
    `name` opens the error sentence, which tells the byte. json_read gives such a text from a file of
-   at most `most` bytes, to be given back with free(). From then on a value is a pointer to its first
-   character; NULL is none, in and out.
+   at most `most` bytes, to be given back with free(). From then on a value is a pointer to its
+   first character; NULL is none, in and out.
 
    json_get     the value of an object's key; of equal keys the last one counts, as in Python
    json_first   the first item of an array, or key of an object
