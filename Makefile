@@ -3,7 +3,8 @@
 #
 #   make            the program, ./igpt
 #   make test       all tests: in float, in double, and on the plain routines
-#   make gradcheck  every gradient against central differences and against PyTorch
+#   make gradcheck  every gradient against central differences and against PyTorch;
+#                   FILE=theirs.safetensors: someone else's gradients of the fixture against PyTorch's
 #   make bench      what this machine reaches, against its own peak; CSV=FILE: into that file, too
 #   make fuzz       strange files for every reader, FUZZ_SECONDS=1200; needs clang
 #   make port-check every compiler and emulator that this machine has: data/port-check.sh
@@ -48,7 +49,7 @@ test: igpt test_igpt test_igpt_double test_igpt_plain
 	@OMP_WAIT_POLICY=passive ./test_igpt ./test_igpt_double ./test_igpt_plain
 
 gradcheck: test_igpt_double
-	@OMP_WAIT_POLICY=passive ./test_igpt_double --table
+	@OMP_WAIT_POLICY=passive ./test_igpt_double --table $(FILE)
 
 bench_igpt: data/bench.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) data/bench.c igpt.c -o $@ -lm

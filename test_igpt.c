@@ -103,6 +103,20 @@ static uint8_t *read_bytes(const char *path, Size *n) {
     return bytes;
 }
 
+/* The text must hold these parts, which " ... " divides, one after the other. */
+static void check_holds(const char *text, const char *parts) {
+    const char *p = text, *rest = parts;
+    while (p && *rest) {
+        const char *gap = strstr(rest, " ... ");
+        size_t n = gap ? (size_t)(gap - rest) : strlen(rest);
+        char part[512];
+        snprintf(part, sizeof part, "%.*s", (int)n, rest);
+        if ((p = strstr(p, part))) p += n;
+        rest += gap ? n + 5 : n;
+    }
+    CHECK(p, "\"%s\" does not say \"%s\"", text, parts);
+}
+
 /* ---- gradients ------------------------------------------------------------------------------
 
    Every backward pass against central differences of its own forward pass: each layer by itself,
@@ -158,7 +172,7 @@ static double difference_error(const real *gradient, real *x, Size n, Loss *loss
 
 /* The layers, and sizes B, T, d, H to try them with, for K colours: several bands of attention, the
    last not full; wide heads; a single position; more keys than matmul takes in a block. */
-enum { LAYER_NORM, LAYER_EMBEDDING, LAYER_ATTENTION, LAYER_GELU, LAYER_NLL, LAYERS, LAYER_K = 7 };
+enum { LAYER_NORM, LAYER_EMBEDDING, LAYER_ATTENTION, LAYER_GELU, LAYER_NLL, LAYERS };
 static const char *const layer_names[] = {"RMS norm", "embedding", "attention", "gelu", "nll"};
 static const Size layer_sizes[][4] = {{2, 70, 12, 3}, {1, 77, 40, 1}, {3, 1, 8, 2}, {1, 260, 8, 1}};
 
@@ -178,6 +192,7 @@ static Batch random_batch(Size B, Size T, Size K, Size C, int masked) {
 typedef struct {
     int kind;
     Attention a; // with the sizes of the others, too
+    Size K;
     Batch batch;
     Size n_x[2];
     real *x[2], *dx[2];
@@ -186,7 +201,7 @@ typedef struct {
 
 static double layer_loss(void *context) {
     const LayerCheck *l = context;
-    const Size K = LAYER_K, d = l->a.d, rows = l->a.B * l->a.T;
+    const Size K = l->K, d = l->a.d, rows = l->a.B * l->a.T;
     real *x = l->x[0], *w = l->x[1], *out = l->out, *left = l->left;
     double sum = 0;
     switch (l->kind) {
@@ -204,7 +219,7 @@ static double layer_loss(void *context) {
 
 /* After layer_loss. */
 static void layer_backward(const LayerCheck *l) {
-    const Size K = LAYER_K, d = l->a.d, rows = l->a.B * l->a.T;
+    const Size K = l->K, d = l->a.d, rows = l->a.B * l->a.T;
     real *x = l->x[0], *w = l->x[1], *dx = l->dx[0], *dw = l->dx[1], *dy = l->dy, *left = l->left;
     real *partial = filled(rms_partials(rows) * d, 8, 1);
     switch (l->kind) {
@@ -224,11 +239,11 @@ static void layer_backward(const LayerCheck *l) {
 
 /* The layer with all it needs. Attention's scratch is not a number: nothing may come of it. */
 static LayerCheck layer_make(int kind, const Size size[4], int causal) {
-    const Size K = LAYER_K, B = size[0], T = size[1], d = size[2], n = B * T * d;
+    const Size K = 7, B = size[0], T = size[1], d = size[2], n = B * T * d;
     const Size inputs[][2] = {{n, d}, {(K + 1) * d, T * d}, {3 * n, 0}, {n, 0}, {B * T * K, 0}};
     Team team = {threads_get(), attention_scratch(T, d / size[3]), NULL};
     team.memory = zeros(team.threads * team.each, sizeof(real));
-    LayerCheck l = {.kind = kind, .out = zeros(n, sizeof(real)), .dy = filled(n, 3, 1)};
+    LayerCheck l = {.kind = kind, .K = K, .out = zeros(n, sizeof(real)), .dy = filled(n, 3, 1)};
     l.a = (Attention){B, T, d, size[3], causal, team};
     for (Size i = 0; i < team.threads * team.each; i++) team.memory[i] = (real)NAN;
     l.batch = random_batch(B, T, K, 1, !causal);
@@ -371,24 +386,19 @@ static int fixture_open(Whole *w, const struct Aim *aim) {
     return 0;
 }
 
-/* The error of a tensor's gradient against central differences; *pytorch: that against PyTorch's, 0
-   where the model is not the fixture. */
-static double gradient_errors(Whole *w, const Tensor *t, double *pytorch) {
-    const real *gradient = w->grads + t->offset;
-    Size n = t->rows * t->cols;
-    char prefix[32];
-    snprintf(prefix, sizeof prefix, "%s.grad.", w->aim->name);
-    *pytorch = 0;
-    if (w->file.file)
-        *pytorch = relative_error(gradient, stored_reals(&w->file, prefix, t->name, n), n);
-    return difference_error(gradient, w->model.params + t->offset, n, whole_loss, w);
-}
-
+/* Of every tensor the gradient's error against central differences and, in the fixture, PyTorch. */
 static Losses check_gradients(Whole *w, int print) {
+    const char *aim = w->aim->name;
     Losses sums = whole_pass(w, w->grads);
+    char prefix[32];
+    snprintf(prefix, sizeof prefix, "%s.grad.", aim);
     for (const Tensor *t = w->model.tensors; t < w->model.tensors + w->model.n_tensors; t++) {
-        const char *aim = w->aim->name;
-        double pytorch, error = gradient_errors(w, t, &pytorch);
+        const real *gradient = w->grads + t->offset;
+        Size n = t->rows * t->cols;
+        real *x = w->model.params + t->offset;
+        double pytorch = 0, error = difference_error(gradient, x, n, whole_loss, w);
+        if (w->file.file)
+            pytorch = relative_error(gradient, stored_reals(&w->file, prefix, t->name, n), n);
         if (print) printf("%-36s%-11s%-13.1e%.1e\n", t->name, aim, error, pytorch);
         CHECK(error < gradient_tolerance, "%s, %s: %g from differences", t->name, aim, error);
         CHECK(pytorch < pytorch_tolerance, "%s, %s: %g from PyTorch", t->name, aim, pytorch);
@@ -439,6 +449,140 @@ static void check_fixture(int print) {
 }
 
 static void test_fixture_gradients(void) { check_fixture(0); }
+
+/* The fixture's AR pass in steps, each from the result of the one before: first the eight that come
+   again in every block, then the last three. A SUM adds the result four steps back. */
+enum { PRODUCT = LAYERS, SUM, TRACE_STEPS = 20, TRACE_ROWS = FIXTURE_B * FIXTURE_T };
+static const struct Step {
+    const char *name; // %d: the block
+    int kind, width, tensor;
+} pass_steps[] = {{"h.%d", SUM, 16, 7},
+                  {"block.%d.ln_1", LAYER_NORM, 16, 2},
+                  {"block.%d.c_attn", PRODUCT, 48, 3},
+                  {"block.%d.heads", LAYER_ATTENTION, 16, 0},
+                  {"block.%d.a", SUM, 16, 4},
+                  {"block.%d.ln_2", LAYER_NORM, 16, 5},
+                  {"block.%d.c_fc", PRODUCT, 64, 6},
+                  {"block.%d.gelu", LAYER_GELU, 64, 0},
+                  {"ln_f", LAYER_NORM, 16, 2},
+                  {"logits", PRODUCT, 12, 3},
+                  {"nll", LAYER_NLL, 1, 0}};
+static const struct Step *step_at(int i) { return &pass_steps[i <= 16 ? i % 8 : i - 9]; }
+
+/* PyTorch's result of step i, or with "ar.d_" the loss' gradient by it. */
+static real *traced(const Safetensors *file, const char *prefix, int i) {
+    char name[64];
+    snprintf(name, sizeof name, step_at(i)->name, i / 8);
+    return stored_reals(file, prefix, name, TRACE_ROWS * step_at(i)->width);
+}
+
+/* Every step and its backward pass on what PyTorch had there, in order, so that a failure names the
+   place; but n^l is from the model's own pass. Scores and probabilities igpt never stores. */
+static void test_trace(void) {
+    enum { T = FIXTURE_T, D = FIXTURE_D, ROWS = TRACE_ROWS, IN_BLOCK = 6 };
+    Whole w;
+    Safetensors file;
+    REQUIRE(!fixture_open(&w, &aims[AIM_AR]));
+    REQUIRE(!safetensors_open(&file, "data/fixture/trace.safetensors"));
+    LayerCheck l = {.K = FIXTURE_K, .batch = w.batch, .left = zeros(ROWS * 4 * D, sizeof(real))};
+    real *space = zeros(attention_scratch(T, D / 2), sizeof *space);
+    for (int i = 1; i < TRACE_STEPS; i++) {
+        const struct Step *s = step_at(i);
+        const Tensor *t = &w.model.tensors[s->tensor + (i - 1) / 8 * IN_BLOCK];
+        Size from = step_at(i - 1)->width, n = ROWS * s->width;
+        Matrix weight = matrix(w.model.params + t->offset, t->rows, t->cols);
+        real *x = traced(&file, "ar.", i - 1), *dy = traced(&file, "ar.d_", i);
+        real *dx = zeros(ROWS * from, sizeof *dx), *y = zeros(n, sizeof *y);
+        if (s->kind < LAYERS) { // a norm's input goes into a sum, too
+            if (s->kind == LAYER_NORM && i < 16) dx = traced(&file, "ar.d_", i + 3);
+            l.kind = s->kind, l.out = y, l.dy = dy, l.x[0] = x, l.x[1] = weight.data;
+            l.dx[0] = dx, l.dx[1] = zeros(from, sizeof *dx);
+            l.a = (Attention){FIXTURE_B, T, s->width, 2, 1, 1, space};
+            layer_loss(&l);
+            layer_backward(&l);
+        } else {
+            if (weight.rows != from) weight = transposed(weight); // lm_head
+            if (s->kind == SUM) y = traced(&file, "ar.", i - 4);
+            matmul(matrix(y, ROWS, s->width), matrix(x, ROWS, from), weight, s->kind == SUM);
+            matmul(matrix(dx, ROWS, from), matrix(dy, ROWS, s->width), transposed(weight), 0);
+        }
+        if (i % 8 == 1) // n^l is the model's own
+            model_features(&w.model, w.acts, &w.batch, &(Features){POOL_NONE, i / 8, 1}, 1,
+                           y = zeros(n, sizeof *y));
+        double there = relative_error(y, traced(&file, "ar.", i), n);
+        double back = relative_error(dx, traced(&file, "ar.d_", i - 1), ROWS * from);
+        CHECK(fmax(there, back) < pytorch_tolerance, "%s, block %d: %g, back %g", s->name,
+              (i - 1) / 8, there, back);
+    }
+    safetensors_close(&file);
+    whole_free(&w);
+}
+
+/* What --table FILE shows: someone else's gradients of the fixture against PyTorch's. Rounding to
+   the file's type is no error. Returns main's status. */
+static int gradcheck(const char *path, FILE *out) {
+    static const double most[] = {1e-9, 1e-5, 4e-3, 3e-2, 0}; // F64, F32, F16, BF16, I64
+    Whole w;
+    Safetensors theirs;
+    int found = 0, missing = 0;
+    char name[128], first[128] = "";
+    if (fixture_open(&w, &aims[AIM_AR]) || safetensors_open(&theirs, path))
+        return fprintf(out, "%s\n", error_text()), 1;
+    fprintf(out, "%-49s%-10s%-11s%s\n", "tensor", "error", "cosine", "ratio");
+    for (Size i = 0; i < FIXTURE_AIMS * w.model.n_tensors; i++) {
+        const Tensor *t = &w.model.tensors[i % w.model.n_tensors];
+        Size n = t->rows * t->cols;
+        Stored s;
+        snprintf(name, sizeof name, "%s.grad.%s", aims[i / w.model.n_tensors].name, t->name);
+        int there = safetensors_find(&theirs, name, &s);
+        fprintf(out, there ? "%-49s" : "%-49sis not in the file\n", name);
+        found += there, missing += !there;
+        if (!there) continue;
+        const real *y = stored_reals(&w.file, "", name, n);
+        real *x = zeros(n, sizeof *x);
+        int bad = s.count != n || safetensors_read(&theirs, &s, x, NULL);
+        double xx = 0, xy = 0, yy = 0, error = bad ? INFINITY : relative_error(x, y, n);
+        for (Size k = 0; k < n; k++) {
+            double is = (double)x[k], wanted = (double)y[k];
+            xx += is * is, xy += is * wanted, yy += wanted * wanted;
+        }
+        int differs = bad || error > most[s.dtype];
+        fprintf(out, "%-10.1e%-11.7f%.7f%s\n", error, xx * yy > 0 ? xy / sqrt(xx * yy) : xx == yy,
+                yy > 0 ? sqrt(xx / yy) : xx == yy, differs ? "  differs" : "");
+        if (differs && !*first) memcpy(first, name, sizeof first);
+    }
+    fprintf(out, "%d compared, %d not in the file; %s%s\n", found, missing,
+            *first ? "first that differs: " : "none differs", first);
+    safetensors_close(&theirs);
+    whole_free(&w);
+    return *first || !found;
+}
+
+/* The fixture agrees; a file of few tensors does not, one of them transposed and one halved. */
+static void test_gradcheck(void) {
+    enum { D = FIXTURE_D, N = D * D, KD = FIXTURE_K * D };
+    static const char head[] = "bert.grad.lm_head.weight", wpe[] = "ar.grad.transformer.wpe.weight";
+    static const char proj[] = "joint.grad.transformer.h.1.attn.c_proj.weight";
+    const char *path = scratch_path("theirs.safetensors"), *text = scratch_path("said.txt");
+    FILE *out = fopen(text, "w");
+    Whole w;
+    REQUIRE(out && !fixture_open(&w, &aims[AIM_AR]));
+    real *x = stored_reals(&w.file, "", head, KD), *y = stored_reals(&w.file, "", proj, N);
+    real *z = stored_reals(&w.file, "", wpe, N), *turned = zeros(N, sizeof *y);
+    for (int k = 0; k < KD; k++) x[k] /= 2;
+    for (int k = 0; k < N; k++) turned[k % D * D + k / D] = y[k];
+    const Stored few[] = {{head, F64, 1, {KD}, 0, 0, 0, x, NULL},
+                          {proj, F64, 1, {N}, 0, 0, 0, turned, NULL},
+                          {wpe, F32, 1, {N}, 0, 0, 0, z, NULL}};
+    REQUIRE(!safetensors_write(path, few, 3, NULL));
+    CHECK(!gradcheck("data/fixture/tiny.safetensors", out) && gradcheck(path, out), "status");
+    fclose(out);
+    const char *said = (char *)read_bytes(text, &(Size){0});
+    check_holds(said, "\n51 compared, 0 not in the file; none differs\n ... is not in the file\n "
+                      "... 0.5000000  differs\n ... 1.0000000  differs\n ... 3 compared, 48 not in "
+                      "the file; first that differs: bert.grad.lm_head.weight\n");
+    whole_free(&w);
+}
 
 /* What --table shows. */
 static void print_gradient_table(void) {
@@ -1044,20 +1188,6 @@ static void test_probe(void) {
 }
 
 /* ---- 9 images ------------------------------------------------------------------------------- */
-
-/* The text must hold these parts, which " ... " divides, one after the other. */
-static void check_holds(const char *text, const char *parts) {
-    const char *p = text, *rest = parts;
-    while (p && *rest) {
-        const char *gap = strstr(rest, " ... ");
-        size_t n = gap ? (size_t)(gap - rest) : strlen(rest);
-        char part[512];
-        snprintf(part, sizeof part, "%.*s", (int)n, rest);
-        if ((p = strstr(p, part))) p += n;
-        rest += gap ? n + 5 : n;
-    }
-    CHECK(p, "\"%s\" does not say \"%s\"", text, parts);
-}
 
 static uint8_t *image_noise(Size n) { // the same for the same n
     uint8_t *bytes = zeros(n, 1);
@@ -1905,21 +2035,6 @@ static void test_safetensors_write_refused(void) {
     safetensors_close(&s);
 }
 
-/* The fixture was written by the reference implementation. */
-static void test_safetensors_fixture(void) {
-    Safetensors s;
-    Stored t;
-    char text[8];
-    real x[13 * 16];
-    REQUIRE(!safetensors_open(&s, "data/fixture/tiny.safetensors"));
-    REQUIRE(safetensors_find(&s, "transformer.wte.weight", &t));
-    REQUIRE(t.n_dim == 2 && t.shape[0] == 13 && t.shape[1] == 16);
-    CHECK(!safetensors_read(&s, &t, x, NULL), "%s", error_text());
-    for (int i = 0; i < 13 * 16; i++) CHECK(isfinite(x[i]), "wte[%d] is %g", i, (double)x[i]);
-    CHECK(!safetensors_metadata(&s, "n_layer", text, 8) && !strcmp(text, "2"), "n_layer");
-    safetensors_close(&s);
-}
-
 /* ---- 10 model directories ------------------------------------------------------------------- */
 
 static int directory_model(Model *m) {
@@ -2552,6 +2667,8 @@ static const struct {
     {"gradients of every layer; attention fast and plain", test_layer_gradients, BOTH},
     {"gradients of every tensor, every objective", test_model_gradients, BOTH},
     {"gradients, losses, logits of PyTorch's fixture", test_fixture_gradients, BOTH},
+    {"every step of PyTorch's trace", test_trace, BOTH},
+    {"gradcheck of someone else's gradients", test_gradcheck, BOTH},
     {"gradients add up, a missing label adds none", test_gradients_add_up, BOTH},
     {"exp against libm", test_exp, BOTH},
     {"random numbers", test_random, BOTH},
@@ -2591,7 +2708,6 @@ static const struct {
     {"safetensors, round trip", test_safetensors_round_trip, BOTH},
     {"safetensors, F16 patterns", test_safetensors_half_patterns, BOTH},
     {"safetensors, writing refused", test_safetensors_write_refused, BOTH},
-    {"safetensors, the fixture", test_safetensors_fixture, BOTH},
     {"model directory, written and read", test_model_directory, BOTH},
     {"foreign directories are refused by name", test_foreign_directories, FLOAT_ONLY},
     {"Hugging Face's names and shapes, F16", test_hugging_face_names, FLOAT_ONLY},
@@ -2621,6 +2737,7 @@ int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         char line[512];
         int p = 0, q = 1;
+        if (!strcmp(argv[i], "--table") && argv[i + 1]) return gradcheck(argv[i + 1], stdout);
         if (!strcmp(argv[i], "--table")) return print_gradient_table(), 0;
         if (!strchr(argv[i], '/') && ++words) continue;
         FILE *f = popen(argv[i], "r");
