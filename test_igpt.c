@@ -470,10 +470,10 @@ static const struct Step {
 static const struct Step *step_at(int i) { return &pass_steps[i <= 16 ? i % 8 : i - 9]; }
 
 /* PyTorch's result of step i, or with "ar.d_" the loss' gradient by it. */
+static char traced_name[64]; // the last step asked for
 static real *traced(const Safetensors *file, const char *prefix, int i) {
-    char name[64];
-    snprintf(name, sizeof name, step_at(i)->name, i / 8);
-    return stored_reals(file, prefix, name, TRACE_ROWS * step_at(i)->width);
+    snprintf(traced_name, sizeof traced_name, step_at(i)->name, i / 8);
+    return stored_reals(file, prefix, traced_name, TRACE_ROWS * step_at(i)->width);
 }
 
 /* Every step and its backward pass on what PyTorch had there, in order, so that a failure names the
@@ -509,10 +509,9 @@ static void test_trace(void) {
         if (i % 8 == 1) // n^l is the model's own
             model_features(&w.model, w.acts, &w.batch, &(Features){POOL_NONE, i / 8, 1}, 1,
                            y = zeros(n, sizeof *y));
-        double there = relative_error(y, traced(&file, "ar.", i), n);
         double back = relative_error(dx, traced(&file, "ar.d_", i - 1), ROWS * from);
-        CHECK(fmax(there, back) < pytorch_tolerance, "%s, block %d: %g, back %g", s->name,
-              (i - 1) / 8, there, back);
+        double there = relative_error(y, traced(&file, "ar.", i), n);
+        CHECK(fmax(there, back) < pytorch_tolerance, "%s: %g, back %g", traced_name, there, back);
     }
     safetensors_close(&file);
     whole_free(&w);
@@ -521,7 +520,7 @@ static void test_trace(void) {
 /* What --table FILE shows: someone else's gradients of the fixture against PyTorch's. Rounding to
    the file's type is no error. Returns main's status. */
 static int gradcheck(const char *path, FILE *out) {
-    static const double most[] = {1e-9, 1e-5, 4e-3, 3e-2, 0}; // F64, F32, F16, BF16, I64
+    static const double most[] = {1e-9, 1e-5, 1e-3, 1e-2, 0}; // F64, F32, F16, BF16, I64
     Whole w;
     Safetensors theirs;
     int found = 0, missing = 0;
