@@ -454,8 +454,8 @@ static void test_fixture_gradients(void) { check_fixture(0); }
    again in every block, then the last three. A SUM adds the result four steps back. */
 enum { PRODUCT = LAYERS, SUM, TRACE_STEPS = 20, TRACE_ROWS = FIXTURE_B * FIXTURE_T };
 static const struct Step {
-    const char *name; // %d: the block
-    int kind, width, tensor;
+    const char *name;        // %d: the block
+    int kind, width, tensor; // width of what it gives; its weights' number among block 0's
 } pass_steps[] = {{"h.%d", SUM, 16, 7},
                   {"block.%d.ln_1", LAYER_NORM, 16, 2},
                   {"block.%d.c_attn", PRODUCT, 48, 3},
