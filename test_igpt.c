@@ -560,25 +560,24 @@ static int gradcheck(const char *path, FILE *out) {
 /* The fixture agrees; a file of two tensors does not, one of them transposed and one halved. */
 static void test_gradcheck(void) {
     enum { D = FIXTURE_D, N = D * D, KD = FIXTURE_K * D };
-    static const char head[] = "bert.grad.lm_head.weight",
-                      proj[] = "joint.grad.transformer.h.1.attn.c_proj.weight";
+    static const char head[] = "bert.grad.lm_head.weight", wpe[] = "ar.grad.transformer.wpe.weight";
     const char *path = scratch_path("theirs.safetensors"), *text = scratch_path("said.txt");
     FILE *out = fopen(text, "w");
     Whole w;
     REQUIRE(out && !fixture_open(&w, &aims[AIM_AR]));
-    real *x = stored_reals(&w.file, "", head, KD), *y = stored_reals(&w.file, "", proj, N);
+    real *x = stored_reals(&w.file, "", head, KD), *y = stored_reals(&w.file, "", wpe, N);
     real *turned = zeros(N, sizeof *y);
     for (int k = 0; k < KD; k++) x[k] /= 2;
     for (int k = 0; k < N; k++) turned[k % D * D + k / D] = y[k];
     const Stored few[] = {{head, F32, 1, {KD}, 0, 0, 0, x, NULL},
-                          {proj, F64, 1, {N}, 0, 0, 0, turned, NULL}};
+                          {wpe, F64, 1, {N}, 0, 0, 0, turned, NULL}};
     REQUIRE(!safetensors_write(path, few, 2, NULL));
     CHECK(!gradcheck("data/fixture/tiny.safetensors", out) && gradcheck(path, out), "status");
     fclose(out);
     check_holds((char *)read_bytes(text, &(Size){0}),
-                "51 compared, 0 not in the file; none differs\n ... 0.5000000  differs\n ... "
-                "1.0000000  differs\n ... 2 compared, 49 not in the file; first that differs: "
-                "bert.grad.lm_head.weight\n");
+                "51 compared, 0 not in the file; none differs\n ... 1.0000000  differs\n ... "
+                "0.5000000  differs\n ... 2 compared, 49 not in the file; first that differs: "
+                "ar.grad.transformer.wpe.weight\n");
     whole_free(&w);
 }
 
