@@ -3583,198 +3583,154 @@ struct Options {
     Size n, top_k, rows, show, f16, concat, n_images;
     double lr, mask_prob, gen_weight, temperature;
     char **image;
-    unsigned char given[64]; // options that stand on the command line itself
+    unsigned char source[64]; // of each option's value
 };
 
-enum { TEXT, WHOLE, NUMBER, FLAG, CHOICE, LIST };
-// CHOICE: the unit lists the words, a Size numbers them. LIST: words up to the next option
 enum { TRAIN = 1, SAMPLE = 2, EVAL = 4, INFO = 8, FINETUNE = 16, PALETTE = 32, PROBE = 64 };
-enum { COMPLETE = 128, ALL = 255, DRAWS = TRAIN | SAMPLE | COMPLETE };
+enum { COMPLETE = 128, ALL = 255, DRAWS = TRAIN | SAMPLE | COMPLETE, WRITES = ALL - EVAL - INFO };
 enum { RUNS = TRAIN | FINETUNE, SIZES = TRAIN | INFO, TESTS = FINETUNE | PROBE | EVAL };
 enum { HERE = 256 }; // of this call alone: a resumed run does not take it over
+enum { MANY = INT_MAX / 2 };
 
+/* What stands behind an option tells its type: "" is a flag, N a whole number, X any number, a|b one
+   of these words, of which Options has the number; all else is a path. */
 typedef struct {
-    const char *name;
-    int type;
+    const char *name, *value;
     size_t where;        // in Options
     unsigned commands;   // that take it
-    const char *initial; // as on the command line; "" leaves -1 or NULL
-    const char *unit;
-    double low, high;
+    const char *initial; // value; "": none, or options_all knows it
+    double low, high;    // of a number
     const char *help;
 } Option;
 
 /* One table describes every option: parsing, defaults, ranges, help and suggestions read it. */
+// clang-format off
 #    define AT(field) offsetof(Options, field)
 static const Option option_table[] = {
-    {"data", TEXT, AT(data), RUNS | PROBE | COMPLETE | EVAL | PALETTE, "data/emoji", "DIR", 0, 0,
-     "the pictures"},
-    {"model", TEXT, AT(model), SAMPLE | COMPLETE | TESTS | HERE, "out", "DIR", 0, 0,
-     "a model's directory"},
-    {"model", TEXT, AT(model), INFO, "", "DIR", 0, 0, "a model's directory instead of a preset"},
-    {"out", TEXT, AT(out), DRAWS | PROBE | FINETUNE | PALETTE | HERE, "out", "DIR", 0, 0,
-     "where to write"},
-    {"seed", WHOLE, AT(seed), DRAWS | FINETUNE | PROBE | PALETTE, "1", "N", 0, INT_MAX,
-     "of all random numbers"},
-    {"threads", WHOLE, AT(threads), ALL | HERE, "0", "N", 0, 1024, "to compute with; 0: all cores"},
-    {"quiet", FLAG, AT(quiet), ALL | HERE, "", "", 0, 0, "no progress on stderr"},
-    {"preset", CHOICE, AT(preset), SIZES | PALETTE, "tiny", "tiny|igpt-s|igpt-m|igpt-l|igpt-xl", 0,
-     0, "sets what is not given of the rest"},
-    {"n-layer", WHOLE, AT(n_layer), SIZES, "", "N", 1, 1024, "layers"},
-    {"n-head", WHOLE, AT(n_head), SIZES, "", "N", 1, 1024, "attention heads"},
-    {"n-embd", WHOLE, AT(n_embd), SIZES, "", "N", 1, 16384, "width of the network"},
-    {"n-px", WHOLE, AT(n_px), SIZES | PALETTE, "", "N", 1, 256, "side of the pictures in pixels"},
-    {"n-vocab", WHOLE, AT(n_vocab), SIZES | PALETTE, "", "N", 2, 65535, "colours in the palette"},
-    {"objective", CHOICE, AT(objective), SIZES, "ar", "ar|bert", 0, 0,
-     "predict pixels from those before them, or masked ones from all others"},
-    {"mask-prob", NUMBER, AT(mask_prob), TRAIN | TESTS, "0.15", "X", 0.001, 1,
-     "bert: share of the pixels that are masked"},
-    {"masks", WHOLE, AT(masks), TESTS, "5", "N", 1, 10000,
-     "bert: random masks that a test averages over"},
-    {"gen-weight", NUMBER, AT(gen_weight), FINETUNE, "1", "X", 0, 1e6,
-     "of L_GEN beside L_CLF; 0: L_CLF alone"},
-    {"labels-per-class", WHOLE, AT(labels_per_class), FINETUNE | PROBE, "0", "N", 0, INT_MAX,
+    {"data", "DIR", AT(data), ALL - SAMPLE - INFO, "data/emoji", 0, 0, "the pictures"},
+    {"model", "DIR", AT(model), SAMPLE | COMPLETE | TESTS | HERE, "out", 0, 0, "a model's folder"},
+    {"model", "DIR", AT(model), INFO, "", 0, 0, "a model's folder, instead of a preset"},
+    {"out", "DIR", AT(out), WRITES | HERE, "out", 0, 0, "where to write"},
+    {"seed", "N", AT(seed), WRITES, "1", 0, INT_MAX, "of all random numbers"},
+    {"threads", "N", AT(threads), ALL | HERE, "0", 0, 1024, "to compute with; 0: all cores"},
+    {"quiet", "", AT(quiet), ALL | HERE, "", 0, 0, "no progress on stderr"},
+    {"preset", "tiny|igpt-s|igpt-m|igpt-l|igpt-xl", AT(preset), SIZES | PALETTE, "tiny", 0, 0,
+     "sets what is not given of the rest"},
+    {"n-layer", "N", AT(n_layer), SIZES, "4", 1, 1024, "layers"},
+    {"n-head", "N", AT(n_head), SIZES, "4", 1, 1024, "attention heads"},
+    {"n-embd", "N", AT(n_embd), SIZES, "128", 1, 16384, "width of the network"},
+    {"n-px", "N", AT(n_px), SIZES | PALETTE, "16", 1, 256, "side of the pictures in pixels"},
+    {"n-vocab", "N", AT(n_vocab), SIZES | PALETTE, "64", 2, 65535, "colours in the palette"},
+    {"objective", "ar|bert", AT(objective), SIZES, "ar", 0, 0, "predict next pixels, or masked ones"},
+    {"mask-prob", "X", AT(mask_prob), TRAIN | TESTS, "0.15", 0.001, 1, "bert: share of masked pixels"},
+    {"masks", "N", AT(masks), TESTS, "5", 1, 10000, "bert: random masks that a test averages over"},
+    {"gen-weight", "X", AT(gen_weight), FINETUNE, "1", 0, 1e6, "of L_GEN; 0: L_CLF alone"},
+    {"labels-per-class", "N", AT(labels_per_class), FINETUNE | PROBE, "0", 0, INT_MAX,
      "learn from only N pictures of each class (probe: mean of 5 draws); 0: from all"},
-    {"from-scratch", FLAG, AT(from_scratch), FINETUNE, "", "", 0, 0,
-     "fresh weights instead of the model's, for comparison"},
-    {"batch", WHOLE, AT(batch), RUNS | INFO, "", "N", 1, 65536, "images in a step"},
-    {"micro-batch", WHOLE, AT(micro_batch), RUNS | INFO, "", "N", 1, 65536,
+    {"from-scratch", "", AT(from_scratch), FINETUNE, "", 0, 0, "fresh weights, for comparison"},
+    {"batch", "N", AT(batch), RUNS | INFO, "16", 1, 65536, "images in a step"},
+    {"micro-batch", "N", AT(micro_batch), RUNS | INFO, "", 1, 65536,
      "images in a pass; gradients add up to the batch. Default: about 50 MB, which caches hold"},
-    {"recompute", FLAG, AT(recompute), RUNS | INFO, "", "", 0, 0,
-     "keep only each block's input and run the block again in backward: less memory"},
-    {"steps", WHOLE, AT(steps), RUNS, "", "N", 1, INT_MAX / 2, "steps of Adam"},
-    {"lr", NUMBER, AT(lr), RUNS, "", "X", 0, 1, "peak learning rate"},
-    {"warmup", WHOLE, AT(warmup), RUNS, "", "N", 0, INT_MAX / 2,
+    {"recompute", "", AT(recompute), RUNS | INFO, "", 0, 0, "less memory: runs each block twice"},
+    {"steps", "N", AT(steps), RUNS, "1200", 1, MANY, "steps of Adam"},
+    {"lr", "X", AT(lr), RUNS, "0.004", 0, 1, "peak learning rate"},
+    {"warmup", "N", AT(warmup), RUNS, "", 0, MANY,
      "steps until the peak; default one epoch, at most half the steps"},
-    {"eval-every", WHOLE, AT(eval_every), RUNS, "", "N", 1, INT_MAX,
-     "steps from one test (with pictures, or keeping the best) to the next; default steps / 10"},
-    {"save-every", WHOLE, AT(save_every), RUNS, "", "N", 1, INT_MAX,
-     "steps from one checkpoint to the next; default eval-every"},
-    {"resume", FLAG, AT(resume), RUNS | HERE, "", "", 0, 0,
-     "go on with the run in --out, bit for bit"},
-    {"init", TEXT, AT(init), TRAIN | HERE, "", "DIR", 0, 0,
-     "start from this model's weights and palette"},
-    {"palette", TEXT, AT(palette), TRAIN | PALETTE | HERE, "", "FILE", 0, 0,
+    {"eval-every", "N", AT(eval_every), RUNS, "", 1, MANY, "steps between tests; default a tenth"},
+    {"save-every", "N", AT(save_every), RUNS, "", 1, MANY, "between saves; default eval-every"},
+    {"resume", "", AT(resume), RUNS | HERE, "", 0, 0, "go on with the run in --out, bit for bit"},
+    {"init", "DIR", AT(init), TRAIN | HERE, "", 0, 0, "start from this model and its palette"},
+    {"palette", "FILE", AT(palette), TRAIN | PALETTE | HERE, "", 0, 0,
      "colours of this preprocessor_config.json instead of k-means"},
-    {"pool", CHOICE, AT(pool), PROBE, "mean", "mean|none", 0, 0,
-     "features of a picture: the mean over positions, or all positions side by side"},
-    {"concat", WHOLE, AT(concat), PROBE, "1", "M", 1, 1025,
-     "also join M neighbouring layers around the best one"},
-    {"features", TEXT, AT(features), PROBE, "", "FILE", 0, 0,
-     "write all layers' features, labels and parts as safetensors"},
-    {"f16", FLAG, AT(f16), RUNS, "", "", 0, 0, "write the weights as F16, in half the space"},
-    {"n", WHOLE, AT(n), SAMPLE | COMPLETE, "40", "N", 1, 100000,
-     "pictures; complete: completions of each picture"},
-    {"image", LIST, AT(image), COMPLETE, "", "FILE ...", 0, 0,
-     "complete these PPM or PGM files instead of eight test pictures"},
-    {"rows", WHOLE, AT(rows), COMPLETE, "", "N", 0, 256, "rows that are given; default half"},
-    {"temperature", NUMBER, AT(temperature), DRAWS, "0.85", "X", 0.01, 100,
-     "above 1 wilder, below 1 tamer"},
-    {"top-k", WHOLE, AT(top_k), DRAWS, "0", "N", 0, 65535,
-     "draw only from the N most probable colours; 0: from all"},
-    {"show", WHOLE, AT(show), DRAWS | HERE, "", "0|1", 0, 1,
-     "draw in the terminal; default 1 where COLORTERM says that it has 24-bit colour"},
+    {"pool", "mean|none", AT(pool), PROBE, "mean", 0, 0, "features: mean over positions, or all"},
+    {"concat", "N", AT(concat), PROBE, "1", 1, 1025, "also join N layers around the best one"},
+    {"features", "FILE", AT(features), PROBE, "", 0, 0, "write features and labels as safetensors"},
+    {"f16", "", AT(f16), RUNS, "", 0, 0, "write the weights as F16, in half the space"},
+    {"n", "N", AT(n), SAMPLE | COMPLETE, "40", 1, 100000, "pictures, or completions of each"},
+    {"image", "FILE ...", AT(image), COMPLETE, "", 0, 0, "PPM or PGM; default: 8 test pictures"},
+    {"rows", "N", AT(rows), COMPLETE, "", 0, 256, "rows that are given; default half"},
+    {"temperature", "X", AT(temperature), DRAWS, "0.85", 0.01, 100, "above 1 wilder, below tamer"},
+    {"top-k", "N", AT(top_k), DRAWS, "0", 0, 65535, "draw from the N likeliest colours; 0: all"},
+    {"show", "0|1", AT(show), DRAWS | HERE, "", 0, 0, "draw in a terminal that COLORTERM says fits"},
 };
+// clang-format on
 enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
 
-/* In the order of --preset's words. */
+/* In the order of --preset's words, with a name for the reader. The table's defaults are tiny's. */
 static const char *const presets[] = {
-    "--n-layer 4 --n-embd 128 --n-head 4 --n-px 16 --n-vocab 64 --batch 16 --micro-batch 4 "
-    "--steps 1200 --lr 0.004",
-    "--n-layer 24 --n-embd 512 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 --micro-batch 4 "
-    "--steps 1000000 --lr 0.003",
-    "--n-layer 36 --n-embd 1024 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 --micro-batch 2 "
-    "--steps 1000000 --lr 0.003",
-    "--n-layer 48 --n-embd 1536 --n-head 16 --n-px 32 --n-vocab 512 --batch 128 --micro-batch 1 "
-    "--steps 1000000 --lr 0.001",
-    "--n-layer 60 --n-embd 3072 --n-head 16 --n-px 64 --n-vocab 512 --batch 64 --micro-batch 1 "
-    "--steps 2000000 --lr 0.0003",
+    "tiny: the defaults above, --micro-batch 4",
+    "igpt-s: --n-layer 24 --n-embd 512 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 "
+    "--micro-batch 4 --steps 1000000 --lr 0.003",
+    "igpt-m: --n-layer 36 --n-embd 1024 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 "
+    "--micro-batch 2 --steps 1000000 --lr 0.003",
+    "igpt-l: --n-layer 48 --n-embd 1536 --n-head 16 --n-px 32 --n-vocab 512 --batch 128 "
+    "--micro-batch 1 --steps 1000000 --lr 0.001",
+    "igpt-xl: --n-layer 60 --n-embd 3072 --n-head 16 --n-px 64 --n-vocab 512 --batch 64 "
+    "--micro-batch 1 --steps 2000000 --lr 0.0003",
 };
 enum { N_PRESETS = sizeof presets / sizeof *presets };
 
-/* Word number k of "a|b|c"; NULL where there are fewer. */
-static const char *word_of(const char *words, Size k) {
-    for (; k > 0 && words; k--)
-        if ((words = strchr(words, '|'))) words++;
-    return words;
-}
-
-/* The words of a text, kept as memory of the command; returns how many. */
-static int words_split(const char *text, const char *separator, char ***words) {
-    char *copy = strcpy(need_memory(strlen(text) + 1, 1), text);
-    int n = 0;
-    *words = need_memory(strlen(text) / 2 + 1, sizeof **words); // as many as there can be
-    for (char *word = strtok(copy, separator); word; word = strtok(NULL, separator))
-        (*words)[n++] = word;
-    return n;
+/* The number of a word in "a|b|c"; -1 where it is none of them. */
+static Size word_number(const char *words, const char *word) {
+    for (Size k = 0;; k++) {
+        size_t length = strcspn(words, "|");
+        if (length == strlen(word) && !memcmp(words, word, length)) return k;
+        if (!words[length]) return -1;
+        words += length + 1;
+    }
 }
 
 /* Give an option its value; -1 and a sentence for one that does not fit. */
 static int option_set(Options *o, const Option *option, const char *value) {
     void *field = (char *)o + option->where;
-    char *end;
-    double number = strtod(value, &end);
-    const char *word;
-    Size k = 0;
-    switch (option->type) {
-    case TEXT:
-        if (!*value) return fail("--%s needs a value that is not empty", option->name);
-        if (strlen(value) > PATH_SIZE / 2 || strchr(value, '\n'))
-            return fail("--%s: the path is too long, or has a line break", option->name);
+    const char *name = option->name, *type = option->value;
+    if (!*type) {
+        *(Size *)field = 1;
+    } else if (strchr(type, '|')) {
+        *(Size *)field = word_number(type, value);
+        if (*(Size *)field < 0) return fail("--%s takes %s, not \"%s\"", name, type, value);
+    } else if (*type == 'N' || *type == 'X') {
+        char *end;
+        double number = strtod(value, &end);
+        int whole = *type == 'N', fits = number >= option->low && number <= option->high;
+        if (end == value || *end || !fits || (whole && number != floor(number)))
+            return fail("--%s takes a %s from %.10g to %.10g, not \"%s\"", name,
+                        whole ? "whole number" : "number", option->low, option->high, value);
+        if (whole) *(Size *)field = (Size)number;
+        else *(double *)field = number;
+    } else {
+        if (!*value || strlen(value) > PATH_SIZE / 2 || strchr(value, '\n'))
+            return fail("--%s takes a path: not empty, not too long, on one line", name);
         *(const char **)field = value;
-        return 0;
-    case CHOICE:
-        for (; (word = word_of(option->unit, k)); k++)
-            if (strcspn(word, "|") == strlen(value) && !strncmp(word, value, strlen(value))) break;
-        *(Size *)field = k;
-        return word ? 0 : fail("--%s takes %s, not \"%s\"", option->name, option->unit, value);
-    case NUMBER:
-    default:
-        if (end == value || *end || !isfinite(number))
-            return fail("--%s takes a number, not \"%s\"", option->name, value);
-        if (number < option->low || number > option->high ||
-            (option->type == WHOLE && number != floor(number)))
-            return fail("--%s takes a %s from %.10g to %.10g, not %s", option->name,
-                        option->type == WHOLE ? "whole number" : "number", option->low,
-                        option->high, value);
-        if (option->type == NUMBER) *(double *)field = number;
-        else *(Size *)field = (Size)number;
-        return 0;
     }
+    return 0;
 }
 
-/* How many letters apart two words are (Levenshtein), for suggestions. */
-static int letters_apart(const char *a, const char *b) {
-    int row[64], n = (int)strlen(b);
-    if (n > 63) return 99;
-    for (int j = 0; j <= n; j++) row[j] = j;
-    for (int i = 1; a[i - 1]; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= n; j++) {
-            int least = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            if (row[j] + 1 < least) least = row[j] + 1;
-            if (row[j - 1] + 1 < least) least = row[j - 1] + 1;
-            row[j] = least;
-        }
-    }
-    return row[n];
+enum { MOST_LETTERS = 3 }; // wrong in a word for which another one is suggested
+
+/* Whether two words are at most so many letters apart, each added, left out or changed. */
+static int is_near(const char *a, const char *b, int letters) {
+    for (; *a && *a == *b; a++) b++;
+    if (!*a && !*b) return 1;
+    if (letters == 0) return 0;
+    return (*a && is_near(a + 1, b, letters - 1)) || (*b && is_near(a, b + 1, letters - 1)) ||
+           (*a && *b && is_near(a + 1, b + 1, letters - 1));
 }
 
 /* The command's option of this name; NULL and a sentence, with a suggestion if one is close. */
 static const Option *option_find(const Command *command, const char *name) {
-    const char *closest = NULL;
-    int least = 4;
-    for (const Option *option = option_table; option < option_table + N_OPTIONS; option++) {
-        if (!(option->commands & command->bit)) continue;
-        int apart = letters_apart(name, option->name);
-        if (apart == 0) return option;
-        if (apart < least) closest = option->name, least = apart;
-    }
-    if (!closest) return fail("%s has no option --%s", command->name, name), NULL;
-    return fail("%s has no option --%s; did you mean --%s?", command->name, name, closest), NULL;
+    for (int letters = 0; letters <= MOST_LETTERS; letters++)
+        for (const Option *option = option_table; option < option_table + N_OPTIONS; option++) {
+            if (!(option->commands & command->bit)) continue;
+            if (!is_near(name, option->name, letters)) continue;
+            if (letters == 0) return option;
+            fail("%s has no option --%s; did you mean --%s?", command->name, name, option->name);
+            return NULL;
+        }
+    return fail("%s has no option --%s", command->name, name), NULL;
 }
+
+static int is_option(const char *word) { return !strncmp(word, "--", 2); }
 
 /* What a run keeps for --resume, a line each: what is saved already, and the words of this command
    line, but for options of this call alone. They have been read without a mistake. */
@@ -3782,59 +3738,62 @@ static char *words_keep(const char *saved, const Options *o) {
     Size bytes = strlen(saved) + 1;
     for (int i = 0; i < o->n_words; i++) bytes += strlen(o->words[i]) + 1;
     char *text = strcpy(need_memory(bytes, 1), saved);
+    unsigned here = 0;
     for (int i = 0; i < o->n_words; i++) {
-        const Option *option = option_find(o->command, o->words[i] + 2);
-        int last = option->type == FLAG ? i : i + 1;
-        for (; i <= last && !(option->commands & HERE); i++)
-            strcat(strcat(text, o->words[i]), "\n");
-        i = last;
+        const char *word = o->words[i];
+        if (is_option(word)) here = option_find(o->command, word + 2)->commands & HERE;
+        if (!here) strcat(strcat(text, word), "\n");
     }
     return text;
 }
 
-/* Where words come from: the command's own defaults; a preset, of which options that the command
-   has not are passed over; a saved run, of which those of one call alone are; or a person. */
-enum { DEFAULTS, PRESET, SAVED, TYPED };
+/* Where values come from, the weakest source first: the table, the command's own defaults, a
+   preset, what a run that is resumed was started with, and a person. */
+enum { TABLE, DEFAULTS, PRESET, SAVED, TYPED };
 
+/* The strongest source is read first: what it has set stays. Passed over are options of a preset
+   that the command has not, and of a saved run those of one call alone. */
 static int options_read(Options *o, char **words, int n, int source) {
-    for (int i = 0; i < n; i++) {
-        const char *name = strncmp(words[i], "--", 2) ? "" : words[i] + 2;
-        if (!*name) return fail("\"%s\" is no option; options start with --", words[i]);
-        const Option *option = option_find(o->command, name);
-        if (!option && source == PRESET && ++i) continue;
+    if (n && !is_option(*words)) return fail("%s is no option: those start with --", *words);
+    for (int i = 0, next; i < n; i = next) {
+        const Option *option = option_find(o->command, words[i] + 2);
+        for (next = i + 1; next < n && !is_option(words[next]);) next++;
+        if (!option && source == PRESET) continue;
         if (!option) return -1;
-        Options ignored, *to = source == SAVED && option->commands & HERE ? &ignored : o;
-        if (source == TYPED) o->given[option - option_table] = 1;
-        if (option->type == FLAG) {
-            *(Size *)(void *)((char *)to + option->where) = 1;
-        } else if (i + 1 == n || (option->type == LIST && !strncmp(words[i + 1], "--", 2))) {
-            return fail("--%s needs a value: --%s %s", name, name, option->unit);
-        } else if (option->type == LIST) {
-            for (o->image = words + i + 1; i + 1 < n && strncmp(words[i + 1], "--", 2); i++)
-                o->n_images = words + i + 2 - o->image;
-        } else if (option_set(to, option, words[++i])) return -1;
+        int n_values = next - i - 1, is_list = option->where == AT(image);
+        if (n_values != (*option->value != 0) && !(is_list && n_values))
+            return fail("%s has %d values; it is used so: %s %s", words[i], n_values, words[i],
+                        option->value);
+        unsigned char *set_by = &o->source[option - option_table];
+        if (*set_by > source || (source == SAVED && option->commands & HERE)) continue;
+        *set_by = (unsigned char)source;
+        if (is_list) o->image = words + i + 1, o->n_images = n_values;
+        else if (option_set(o, option, words[i + 1])) return -1;
     }
     return 0;
 }
 
-/* Everything that sets options, one over the other: the table's defaults and the command's, the
-   preset, what a run that is resumed was started with (or ""), and the command line. */
+/* The same from a text, of which a copy stays in memory until the command ends. */
+static int text_read(Options *o, const char *text, const char *separator, int source) {
+    char *copy = strcpy(need_memory(strlen(text) + 1, 1), text);
+    char **words = need_memory(strlen(text) + 1, sizeof *words); // more than there can be
+    int n = 0;
+    for (char *word = strtok(copy, separator); word; word = strtok(NULL, separator))
+        words[n++] = word;
+    return options_read(o, words, n, source);
+}
+
+/* Everything that sets options; `saved` is what a run that is resumed was started with, or "". */
 static int options_all(Options *o, const Command *command, char **words, int n, const char *saved) {
-    char **list;
     *o = (Options){.command = command, .words = words, .n_words = n};
-    for (const Option *option = option_table; option < option_table + N_OPTIONS; option++) {
-        if (!(option->commands & command->bit)) continue;
-        if (*option->initial) option_set(o, option, option->initial);
-        else if (option->type == WHOLE) *(Size *)(void *)((char *)o + option->where) = -1;
-    }
-    for (int round = 0; round < 2; round++) { // the first one finds out which preset
-        int has_preset = round && option_find(command, "preset");
-        const char *texts[] = {command->defaults, has_preset ? presets[o->preset] : "", saved};
-        for (int source = DEFAULTS; source < TYPED; source++) {
-            int n_list = words_split(texts[source], source == SAVED ? "\n" : " ", &list);
-            if (options_read(o, list, n_list, source)) return -1;
-        }
-        if (options_read(o, words, n, TYPED)) return -1;
+    o->micro_batch = o->warmup = o->eval_every = o->save_every = o->rows = o->show = -1;
+    if (options_read(o, words, n, TYPED) || text_read(o, saved, "\n", SAVED)) return -1;
+    if (option_find(command, "preset")) text_read(o, strstr(presets[o->preset], "--"), " ", PRESET);
+    text_read(o, command->defaults, " ", DEFAULTS);
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const Option *option = &option_table[i];
+        if (option->commands & command->bit && *option->initial && o->source[i] == TABLE)
+            option_set(o, option, option->initial);
     }
     o->micro_batch = min(o->micro_batch, o->batch);
     return 0;
@@ -3842,16 +3801,12 @@ static int options_all(Options *o, const Command *command, char **words, int n, 
 
 static int is_given(const Options *o, const char *name) {
     const Option *option = option_find(o->command, name);
-    return option && o->given[option - option_table];
+    return option && o->source[option - option_table] == TYPED;
 }
 
-static Config config_of(const Options *o) {
-    return (Config){.n_px = o->n_px,
-                    .n_vocab = o->n_vocab,
-                    .n_embd = o->n_embd,
-                    .n_head = o->n_head,
-                    .n_layer = o->n_layer,
-                    .objective = (int)o->objective};
+static Config config_of(const Options *o) { // without classes
+    int objective = (int)o->objective;
+    return (Config){o->n_px, o->n_vocab, o->n_embd, o->n_head, o->n_layer, 0, objective};
 }
 
 /* The options that say what a model is, from a model that is there: those given must agree. */
@@ -3863,11 +3818,8 @@ static void options_follow(Options *o, const Config *c, const char *dir) {
                  {"n-embd", &o->n_embd, c->n_embd},    {"n-head", &o->n_head, c->n_head},
                  {"n-layer", &o->n_layer, c->n_layer}, {"objective", &o->objective, c->objective}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        if (is_given(o, sizes[i].name) && *sizes[i].option != sizes[i].value) {
-            if (sizes[i].option == &o->objective)
-                stop("the model in %s has --objective %s", dir, is_masked(c) ? "bert" : "ar");
-            stop("the model in %s has --%s %lld", dir, sizes[i].name, sizes[i].value);
-        }
+        if (is_given(o, sizes[i].name) && *sizes[i].option != sizes[i].value)
+            stop("--%s is not that of the model in %s: leave it out", sizes[i].name, dir);
         *sizes[i].option = sizes[i].value;
     }
 }
@@ -3876,27 +3828,20 @@ static void help_command(const Command *command) {
     printf("igpt %s - %s\n\n", command->name, command->summary);
     for (const Option *o = option_table; o < option_table + N_OPTIONS; o++) {
         if (!(o->commands & command->bit)) continue;
-        char left[48];
-        snprintf(left, sizeof left, "--%s %s", o->name, o->unit);
-        printf(strlen(left) > 20 ? "  %s\n%23s" : "  %-20s%1s", left, "");
-        fputs(o->help, stdout);
-        if (*o->initial) printf(" (%s)", o->initial);
-        putchar('\n');
+        int used = printf("  --%s %s", o->name, o->value);
+        printf("%*s%s", used < 23 ? 23 - used : 1, "", o->help);
+        printf(*o->initial ? " (%s)\n" : "\n", o->initial);
     }
     if (*command->defaults) printf("\nDefaults here: %s\n", command->defaults);
     if (!option_find(command, "preset")) return;
-    const char *names = option_find(command, "preset")->unit;
-    for (int i = 0; i < N_PRESETS; i++)
-        printf("%s  %.*s: %s\n", i ? "" : "\nPresets:\n", (int)strcspn(word_of(names, i), "|"),
-               word_of(names, i), presets[i]);
+    puts("\nPresets:");
+    for (int i = 0; i < N_PRESETS; i++) printf("  %s\n", presets[i]);
 }
 
-/* "3:07", or "2:03:07". */
-static const char *clock_text(double seconds) {
+static const char *clock_text(double seconds) { // hours:minutes:seconds
     static char text[32];
     Size s = llround(seconds);
-    if (s >= 3600) snprintf(text, sizeof text, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
-    else snprintf(text, sizeof text, "%lld:%02lld", s / 60, s % 60);
+    snprintf(text, sizeof text, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
     return text;
 }
 
@@ -4920,16 +4865,13 @@ static void help_all(FILE *f) {
 
 /* The command of this name; NULL, and then it has said what is wrong. */
 static const Command *command_find(const char *name) {
-    const char *closest = NULL;
-    int least = 4;
-    for (int i = 0; i < N_COMMANDS; i++) {
-        int apart = letters_apart(name, commands[i].name);
-        if (apart == 0) return &commands[i];
-        if (apart < least) closest = commands[i].name, least = apart;
-    }
-    if (closest) fail("there is no command %s; did you mean %s?", name, closest);
-    else fail("there is no command %s; igpt --help shows those there are", name);
-    return NULL;
+    for (int letters = 0; letters <= MOST_LETTERS; letters++)
+        for (int i = 0; i < N_COMMANDS; i++) {
+            if (!is_near(name, commands[i].name, letters)) continue;
+            if (letters == 0) return &commands[i];
+            return fail("there is no command %s; did you mean %s?", name, commands[i].name), NULL;
+        }
+    return fail("there is no command %s; igpt --help shows those there are", name), NULL;
 }
 
 static int is_help(const char *word) { return !strcmp(word, "--help") || !strcmp(word, "-h"); }
