@@ -3290,7 +3290,8 @@ int model_load(Model *m, const char *dir) {
    What a person looks at: PNG sheets, the terminal, SVG charts. A PNG without compression is a few
    headers, two checksums and the pixels; every viewer opens it. */
 
-static uint32_t crc32_add(uint32_t crc, const uint8_t *p, Size n) {
+static uint32_t crc32_add(uint32_t crc, const void *data, Size n) {
+    const uint8_t *p = data;
     for (Size i = 0; i < n; i++) {
         crc ^= p[i];
         for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320 : 0);
@@ -3304,7 +3305,7 @@ static void png_chunk(FILE *f, const char *type, const uint8_t *data, Size n) {
     fwrite(word, 1, 4, f);
     fwrite(type, 1, 4, f);
     fwrite(data, 1, n, f);
-    put_int(word, ~crc32_add(crc32_add(~0u, (const uint8_t *)type, 4), data, n), 4, BIG);
+    put_int(word, ~crc32_add(crc32_add(~0u, type, 4), data, n), 4, BIG);
     fwrite(word, 1, 4, f);
 }
 
@@ -3322,44 +3323,46 @@ static int count_colours(uint8_t colours[3 * 256], uint8_t *index, const uint8_t
     return count;
 }
 
+enum { STORED_MOST = 65535 }; // bytes in a block that is stored, not compressed
+
+/* Write rows of pixels as a zlib stream of stored blocks to z; returns its length. */
+static Size zlib_store(uint8_t *z, const uint8_t *pixels, Size row, Size height) {
+    Size size = height * (row + 1), used = 2;
+    uint64_t low = 1, high = 0; // Adler-32
+    memcpy(z, "\x78\x01", 2);   // deflate, window of 32 KiB
+    for (Size i = 0; i < size; i++) {
+        Size block = min(STORED_MOST, size - i);
+        if (i % STORED_MOST == 0) {
+            z[used] = i + block == size; // the last one says so
+            put_int(z + used + 1, (uint64_t)block, 2, LITTLE);
+            put_int(z + used + 3, ~(uint64_t)block, 2, LITTLE);
+            used += 5;
+        }
+        z[used] = i % (row + 1) ? *pixels++ : 0; // before each row its filter, 0: none
+        low = (low + z[used++]) % 65521;
+        high = (high + low) % 65521;
+    }
+    put_int(z + used, high << 16 | low, 4, BIG);
+    return used + 4;
+}
+
 int png_write(const char *path, const uint8_t *rgb, Size width, Size height) {
-    enum { STORED_MOST = 65535 };
     uint8_t colours[3 * 256], head[13] = {0}, *index = zalloc(width * height, 1);
     int n_colours = index ? count_colours(colours, index, rgb, width * height) : 0;
-    int channels = n_colours > 256 ? 3 : 1;
-    const uint8_t *pixels = channels == 3 ? rgb : index;
-    Size row = channels * width, size = height * (row + 1), used = 2;
-    uint8_t *z = zalloc(2 + size + 5 * ceil_div(size, STORED_MOST) + 4, 1), *raw = zalloc(size, 1);
-    FILE *f = index && z && raw ? file_create(path) : NULL;
+    Size row = n_colours > 256 ? 3 * width : width, size = height * (row + 1);
+    uint8_t *z = zalloc(2 + size + 5 * ceil_div(size, STORED_MOST) + 4, 1);
+    FILE *f = index && z ? file_create(path) : NULL;
     if (f) {
-        for (Size y = 0; y < height; y++) // each row: filter type 0, pixels
-            memcpy(raw + y * (row + 1) + 1, pixels + y * row, row);
-        z[0] = 0x78, z[1] = 0x01; // zlib: deflate, window of 32 KiB
-        uint32_t low = 1, high = 0;
-        for (Size i = 0; i < size; i++) { // Adler-32
-            low = (low + raw[i]) % 65521;
-            high = (high + low) % 65521;
-        }
-        for (Size i = 0; i < size; i += STORED_MOST) {
-            Size n = min(STORED_MOST, size - i);
-            z[used] = i + n == size; // stored block; the last one says so
-            put_int(z + used + 1, (uint64_t)n, 2, LITTLE);
-            put_int(z + used + 3, ~(uint64_t)n, 2, LITTLE);
-            memcpy(z + used + 5, raw + i, n);
-            used += 5 + n;
-        }
-        put_int(z + used, (uint64_t)high << 16 | low, 4, BIG);
         put_int(head, (uint64_t)width, 4, BIG);
         put_int(head + 4, (uint64_t)height, 4, BIG);
-        head[8] = 8;                     // bits a channel
-        head[9] = channels == 3 ? 2 : 3; // RGB, or numbers of colours
+        head[8] = 8;                       // bits a channel
+        head[9] = n_colours > 256 ? 2 : 3; // RGB, or numbers of colours
         fwrite("\x89PNG\r\n\x1a\n", 1, 8, f);
         png_chunk(f, "IHDR", head, sizeof head);
-        if (channels == 1) png_chunk(f, "PLTE", colours, 3 * n_colours);
-        png_chunk(f, "IDAT", z, used + 4);
+        if (n_colours <= 256) png_chunk(f, "PLTE", colours, 3 * n_colours);
+        png_chunk(f, "IDAT", z, zlib_store(z, n_colours > 256 ? rgb : index, row, height));
         png_chunk(f, "IEND", head, 0);
     }
-    free(raw);
     free(z);
     free(index);
     return f ? file_finish(f, path, 0) : -1;
@@ -3429,67 +3432,59 @@ static Axis axis_of(const Series *series, Size n, int vertical, double from, dou
     return a;
 }
 
-static void svg_text(FILE *f, double x, double y, const char *more, const char *text) {
-    fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" %s>", x, y, more);
-    for (; *text; text++) {
-        if (*text == '&') fputs("&amp;", f);
-        else if (*text == '<') fputs("&lt;", f);
-        else fputc(*text, f);
-    }
-    fputs("</text>\n", f);
+enum { LEFT = 70, RIGHT = 670, TOP = 40, BOTTOM = 365 }; // of the plot in the chart, 860 x 420
+
+/* `anchor`: start, middle or end of the text lies at (x, y). In CDATA & and < need no escape. */
+static void svg_text(FILE *f, double x, double y, const char *anchor, int turn, const char *text) {
+    fprintf(f, "<text transform=\"translate(%.1f %.1f) rotate(%d)\" text-anchor=\"%s\">", x, y,
+            turn, anchor);
+    fprintf(f, "<![CDATA[%s]]></text>\n", text);
 }
 
-enum { CHART_W = 860, CHART_H = 420, LEFT = 70, RIGHT = 670, TOP = 40, BOTTOM = 365 };
-
 static void chart_axis(FILE *f, const Axis *a, int vertical, const char *name) {
-    char text[32], more[96];
+    double middle = (a->from + a->to) / 2;
     for (double v = a->low; v < a->high + a->step / 2; v += a->step) {
+        char label[32];
         double p = place(a, v);
-        snprintf(text, sizeof text, "%.6g", fabs(v) < a->step / 2 ? 0 : v);
+        snprintf(label, sizeof label, "%.6g", fabs(v) < a->step / 2 ? 0 : v);
         if (vertical) {
             fprintf(f, "<path d=\"M%d %.1fH%d\" stroke=\"#ddd\"/>\n", LEFT, p, RIGHT);
-            svg_text(f, LEFT - 8, p + 4, "text-anchor=\"end\"", text);
+            svg_text(f, LEFT - 8, p + 4, "end", 0, label);
         } else {
             fprintf(f, "<path d=\"M%.1f %dv5\" stroke=\"#888\"/>\n", p, BOTTOM);
-            svg_text(f, p, BOTTOM + 20, "text-anchor=\"middle\"", text);
+            svg_text(f, p, BOTTOM + 20, "middle", 0, label);
         }
     }
-    double middle = (a->from + a->to) / 2;
-    snprintf(more, sizeof more, "text-anchor=\"middle\" transform=\"rotate(%d 18 %.0f)\"",
-             vertical ? -90 : 0, middle);
-    svg_text(f, vertical ? 18 : middle, vertical ? middle : CHART_H - 12, more, name);
+    if (vertical) svg_text(f, 18, middle, "middle", -90, name);
+    else svg_text(f, middle, BOTTOM + 43, "middle", 0, name);
 }
 
 int chart_write(const char *path, const char *title, const char *x_name, const char *y_name,
                 const Series *series, Size n) {
     Axis ax = axis_of(series, n, 0, LEFT, RIGHT), ay = axis_of(series, n, 1, BOTTOM, TOP);
+    double legend = TOP + 14;
     FILE *f = file_create(path);
     if (!f) return -1;
     fprintf(f,
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"420\" "
             "font-family=\"sans-serif\" font-size=\"13\" fill=\"#333\">\n"
-            "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n",
-            CHART_W, CHART_H);
-    svg_text(f, LEFT, 24, "font-size=\"16\" font-weight=\"bold\"", title);
+            "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n"
+            "<text x=\"70\" y=\"24\" font-size=\"16\" font-weight=\"bold\"><![CDATA[%s]]></text>\n",
+            title);
     chart_axis(f, &ax, 0, x_name);
     chart_axis(f, &ay, 1, y_name);
-    for (const Series *s = series; s < series + n; s++) {
-        const char *command = "M"; // move there, then draw lines
-        double legend = TOP + 14 + 20.0 * (double)(s - series);
-        fprintf(f, "<path fill=\"none\" stroke-width=\"1.8\" stroke=\"%s\" d=\"", s->colour);
-        for (Size i = 0; i < s->n * s->step; i += s->step) {
-            if (!isfinite(s->y[i])) continue;
-            fprintf(f, "%s%.1f %.1f", command, place(&ax, s->x[i]), place(&ay, s->y[i]));
-            command = "L";
-        }
-        fputs("\"/>\n", f);
+    for (const Series *s = series; s < series + n; s++, legend += 20) {
+        fprintf(f, "<g stroke=\"%s\" fill=\"none\"><polyline stroke-width=\"1.8\" points=\"",
+                s->colour);
+        for (Size i = 0; i < s->n * s->step; i += s->step)
+            if (isfinite(s->y[i]))
+                fprintf(f, "%.1f,%.1f ", place(&ax, s->x[i]), place(&ay, s->y[i]));
+        fprintf(f, "\"/>\n<path d=\"M%d %.0fh24\" stroke-width=\"3\"/></g>\n", RIGHT + 16, legend);
         for (Size i = 0; i < s->n * s->step && s->dots; i += s->step)
             if (isfinite(s->y[i]))
                 fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%d\" fill=\"%s\"/>\n",
                         place(&ax, s->x[i]), place(&ay, s->y[i]), s->dots, s->colour);
-        fprintf(f, "<path d=\"M%d %.0fh24\" stroke-width=\"3\" stroke=\"%s\"/>\n", RIGHT + 16,
-                legend, s->colour);
-        svg_text(f, RIGHT + 48, legend + 4, "", s->name);
+        svg_text(f, RIGHT + 48, legend + 4, "start", 0, s->name);
     }
     fputs("</svg>\n", f);
     return file_finish(f, path, 0);
@@ -3592,13 +3587,13 @@ enum { RUNS = TRAIN | FINETUNE, SIZES = TRAIN | INFO, TESTS = FINETUNE | PROBE |
 enum { HERE = 256 }; // of this call alone: a resumed run does not take it over
 enum { MANY = INT_MAX / 2 };
 
-/* What stands behind an option tells its type: "" is a flag, N a whole number, X any number, a|b one
-   of these words, of which Options has the number; all else is a path. */
+/* What stands behind an option tells its type: "" is a flag, N a whole number, X any number, a|b
+   one of these words, of which Options has the number; all else is a path. */
 typedef struct {
     const char *name, *value;
     size_t where;        // in Options
     unsigned commands;   // that take it
-    const char *initial; // value; "": none, or options_all knows it
+    const char *initial; // its default; "": none, or to be found
     double low, high;    // of a number
     const char *help;
 } Option;
@@ -3621,8 +3616,8 @@ static const Option option_table[] = {
     {"n-embd", "N", AT(n_embd), SIZES, "128", 1, 16384, "width of the network"},
     {"n-px", "N", AT(n_px), SIZES | PALETTE, "16", 1, 256, "side of the pictures in pixels"},
     {"n-vocab", "N", AT(n_vocab), SIZES | PALETTE, "64", 2, 65535, "colours in the palette"},
-    {"objective", "ar|bert", AT(objective), SIZES, "ar", 0, 0, "predict next pixels, or masked ones"},
-    {"mask-prob", "X", AT(mask_prob), TRAIN | TESTS, "0.15", 0.001, 1, "bert: share of masked pixels"},
+    {"objective", "ar|bert", AT(objective), SIZES, "ar", 0, 0, "predict next or masked pixels"},
+    {"mask-prob", "X", AT(mask_prob), TRAIN | TESTS, "0.15", 1e-3, 1, "bert: share that is masked"},
     {"masks", "N", AT(masks), TESTS, "5", 1, 10000, "bert: random masks that a test averages over"},
     {"gen-weight", "X", AT(gen_weight), FINETUNE, "1", 0, 1e6, "of L_GEN; 0: L_CLF alone"},
     {"labels-per-class", "N", AT(labels_per_class), FINETUNE | PROBE, "0", 0, INT_MAX,
@@ -3651,7 +3646,7 @@ static const Option option_table[] = {
     {"rows", "N", AT(rows), COMPLETE, "", 0, 256, "rows that are given; default half"},
     {"temperature", "X", AT(temperature), DRAWS, "0.85", 0.01, 100, "above 1 wilder, below tamer"},
     {"top-k", "N", AT(top_k), DRAWS, "0", 0, 65535, "draw from the N likeliest colours; 0: all"},
-    {"show", "0|1", AT(show), DRAWS | HERE, "", 0, 0, "draw in a terminal that COLORTERM says fits"},
+    {"show", "0|1", AT(show), DRAWS | HERE, "", 0, 0, "draw in the terminal; default by COLORTERM"},
 };
 // clang-format on
 enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
