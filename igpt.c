@@ -3432,31 +3432,27 @@ static Axis axis_of(const Series *series, Size n, int vertical, double from, dou
     return a;
 }
 
-enum { LEFT = 70, RIGHT = 670, TOP = 40, BOTTOM = 365 }; // of the plot in the chart, 860 x 420
+enum { LEFT = 70, RIGHT = 670, TOP = 64, BOTTOM = 365 }; // of the plot in the chart, 860 x 420
 
-/* `anchor`: start, middle or end of the text lies at (x, y). In CDATA & and < need no escape. */
-static void svg_text(FILE *f, double x, double y, const char *anchor, int turn, const char *text) {
-    fprintf(f, "<text transform=\"translate(%.1f %.1f) rotate(%d)\" text-anchor=\"%s\">", x, y,
-            turn, anchor);
-    fprintf(f, "<![CDATA[%s]]></text>\n", text);
+/* The start, middle or end of the text lies at (x, y). In a CDATA section & and < stand as such. */
+static void svg_text(FILE *f, double x, double y, const char *anchor, const char *text) {
+    fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\"><![CDATA[%s]]></text>\n", x, y,
+            anchor, text);
 }
 
-static void chart_axis(FILE *f, const Axis *a, int vertical, const char *name) {
-    double middle = (a->from + a->to) / 2;
+static void chart_axis(FILE *f, const Axis *a, int vertical) {
     for (double v = a->low; v < a->high + a->step / 2; v += a->step) {
         char label[32];
         double p = place(a, v);
         snprintf(label, sizeof label, "%.6g", fabs(v) < a->step / 2 ? 0 : v);
         if (vertical) {
             fprintf(f, "<path d=\"M%d %.1fH%d\" stroke=\"#ddd\"/>\n", LEFT, p, RIGHT);
-            svg_text(f, LEFT - 8, p + 4, "end", 0, label);
+            svg_text(f, LEFT - 8, p + 4, "end", label);
         } else {
             fprintf(f, "<path d=\"M%.1f %dv5\" stroke=\"#888\"/>\n", p, BOTTOM);
-            svg_text(f, p, BOTTOM + 20, "middle", 0, label);
+            svg_text(f, p, BOTTOM + 20, "middle", label);
         }
     }
-    if (vertical) svg_text(f, 18, middle, "middle", -90, name);
-    else svg_text(f, middle, BOTTOM + 43, "middle", 0, name);
 }
 
 int chart_write(const char *path, const char *title, const char *x_name, const char *y_name,
@@ -3471,8 +3467,10 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
             "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n"
             "<text x=\"70\" y=\"24\" font-size=\"16\" font-weight=\"bold\"><![CDATA[%s]]></text>\n",
             title);
-    chart_axis(f, &ax, 0, x_name);
-    chart_axis(f, &ay, 1, y_name);
+    chart_axis(f, &ax, 0);
+    chart_axis(f, &ay, 1);
+    svg_text(f, RIGHT, BOTTOM + 42, "end", x_name);
+    svg_text(f, LEFT, TOP - 14, "middle", y_name);
     for (const Series *s = series; s < series + n; s++, legend += 20) {
         fprintf(f, "<g stroke=\"%s\" fill=\"none\"><polyline stroke-width=\"1.8\" points=\"",
                 s->colour);
@@ -3484,7 +3482,7 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
             if (isfinite(s->y[i]))
                 fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%d\" fill=\"%s\"/>\n",
                         place(&ax, s->x[i]), place(&ay, s->y[i]), s->dots, s->colour);
-        svg_text(f, RIGHT + 48, legend + 4, "start", 0, s->name);
+        svg_text(f, RIGHT + 48, legend + 4, "start", s->name);
     }
     fputs("</svg>\n", f);
     return file_finish(f, path, 0);
@@ -3679,7 +3677,7 @@ static Size word_number(const char *words, const char *word) {
 static int option_set(Options *o, const Option *option, const char *value) {
     void *field = (char *)o + option->where;
     const char *name = option->name, *type = option->value;
-    if (!*type) {
+    if (!*type) { // a flag
         *(Size *)field = 1;
     } else if (strchr(type, '|')) {
         *(Size *)field = word_number(type, value);
