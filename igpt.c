@@ -44,6 +44,7 @@
    the calls for files and folders at the top of section 9, and fseeko, access and isatty. */
 
 #include <dirent.h>
+#include <strings.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -2023,19 +2024,6 @@ static void *grown(void *list, Size n, size_t size) { // room for an item number
     return n & (n - 1) ? list : realloc(list, (n ? 2 * (size_t)n : 1) * size);
 }
 
-static int names_add(char ***names, Size *n, const char *name) {
-    char **list = grown(*names, *n, sizeof *list);
-    if (list) *names = list;
-    if (!list || !(list[*n] = strdup(name))) return fail("out of memory for a list of names");
-    ++*n;
-    return 0;
-}
-
-static void names_free(char **names, Size n) {
-    for (Size i = 0; i < n; i++) free(names[i]);
-    free(names);
-}
-
 enum { PATH_SIZE = 4096 };
 
 static int path_join(char path[PATH_SIZE], const char *dir, const char *name) {
@@ -2119,24 +2107,30 @@ static Size overlap(Size x, Size i, Size n, Size px) {
     return min((x + 1) * px, (i + 1) * n) - from;
 }
 
-int image_resize(const uint8_t *rgb, Size width, Size height, uint8_t *out, Size px) {
+/* The same as image_resize; step: how far apart rows, columns and colours are in memory. */
+static int resize(const uint8_t *p, Size width, Size height, const Size step[3], uint8_t *out,
+                  Size px) {
     if (px < 1 || px > MAX_PX) return fail("cannot resize to %lld pixels: not 1 to %d", px, MAX_PX);
     if (width < 1 || width > MAX_SIDE || height < 1 || height > MAX_SIDE)
         return fail("cannot resize %lld x %lld pixels: not 1 to %d", width, height, MAX_SIDE);
     Size n = min(width, height);
-    rgb += 3 * ((height - n) / 2 * width + (width - n) / 2);
+    p += (height - n) / 2 * step[0] + (width - n) / 2 * step[1];
     for (Size i = 0; i < px; i++)
         for (Size j = 0; j < px; j++) {
-            Size sum[3] = {0}, total = 0; // at most 255 * n * n
+            Size sum[3] = {0}; // over n * n: at most 255 * n * n
             for (Size y = i * n / px; y * px < (i + 1) * n; y++)
                 for (Size x = j * n / px; x * px < (j + 1) * n; x++) {
                     Size w = overlap(y, i, n, px) * overlap(x, j, n, px);
-                    for (int c = 0; c < 3; c++) sum[c] += w * rgb[3 * (y * width + x) + c];
-                    total += w;
+                    for (int c = 0; c < 3; c++)
+                        sum[c] += w * p[y * step[0] + x * step[1] + c * step[2]];
                 }
-            for (int c = 0; c < 3; c++) *out++ = (uint8_t)((sum[c] + total / 2) / total);
+            for (int c = 0; c < 3; c++) *out++ = (uint8_t)((sum[c] + n * n / 2) / (n * n));
         }
     return 0;
+}
+
+int image_resize(const uint8_t *rgb, Size width, Size height, uint8_t *out, Size px) {
+    return resize(rgb, width, height, (Size[]){3 * width, 3, 1}, out, px);
 }
 
 static int is_space(int c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -2156,32 +2150,29 @@ static Size pnm_number(const uint8_t **p, Size limit) {
     }
 }
 
-/* A PPM (P6) or PGM (P5) of n bytes, brought to px x px. */
-static int pnm_decode(const uint8_t *bytes, Size n, const char *path, uint8_t *out, Size px) {
+/* A PPM (P6) or PGM (P5) of n bytes and a closing zero, brought to px x px. Its samples are brought
+   to one byte each where they are, at the front of the same memory. */
+static int pnm_decode(uint8_t *bytes, Size n, const char *path, uint8_t *out, Size px) {
     const uint8_t *p = bytes + 2;
-    if (n < 3 || bytes[0] != 'P' || (bytes[1] != '5' && bytes[1] != '6') ||
-        !(is_space(*p) || *p == '#'))
+    if (bytes[0] != 'P' || (bytes[1] != '5' && bytes[1] != '6') || !(is_space(*p) || *p == '#'))
         return fail("%s: wrong magic number, neither P6 (binary PPM) nor P5 (PGM)", path);
-    Size width = pnm_number(&p, MAX_SIDE), height = width < 0 ? -1 : pnm_number(&p, MAX_SIDE);
-    Size maxval = height < 0 ? -1 : pnm_number(&p, 65535);
-    if (maxval < 0)
+    Size width = pnm_number(&p, MAX_SIDE), height = pnm_number(&p, MAX_SIDE);
+    Size maxval = pnm_number(&p, 65535);
+    if (width < 0 || height < 0 || maxval < 0)
         return fail("%s: its header has no width and height of 1 to %d, and maxval to 65535", path,
                     MAX_SIDE);
-    Size grey = bytes[1] == '5', size = maxval > 255 ? 2 : 1; // of a sample, big-endian
-    Size samples = width * height * (grey ? 1 : 3), left = bytes + n - p;
+    Size channels = bytes[1] == '5' ? 1 : 3, size = maxval > 255 ? 2 : 1; // of a sample, big-endian
+    Size samples = width * height * channels, left = bytes + n - p;
     if (left < samples * size)
         return fail("%s: truncated, %lld bytes of pixels instead of %lld", path, left,
                     samples * size);
-    uint8_t *rgb = zalloc(width * height, 3);
-    int bad = !rgb;
-    for (Size i = 0; i < width * height * 3 && !bad; i++) {
-        Size v = (Size)get_int(p + (grey ? i / 3 : i) * size, (int)size, BIG);
-        if (v > maxval) bad = fail("%s: sample %lld is %lld, above maxval", path, i, v);
-        rgb[i] = (uint8_t)((v * 255 + maxval / 2) / maxval);
+    for (Size i = 0; i < samples; i++) {
+        Size v = (Size)get_int(p + i * size, (int)size, BIG);
+        if (v > maxval) return fail("%s: sample %lld is %lld, above maxval", path, i, v);
+        bytes[i] = (uint8_t)((v * 255 + maxval / 2) / maxval);
     }
-    bad = bad || image_resize(rgb, width, height, out, px);
-    free(rgb);
-    return bad ? -1 : 0;
+    return resize(bytes, width, height, (Size[]){channels * width, channels, channels / 3}, out,
+                  px);
 }
 
 int image_read(const char *path, uint8_t *rgb, Size px) {
@@ -2205,22 +2196,20 @@ void dataset_free(Dataset *data) {
     *data = (Dataset){.n_class = 0};
 }
 
-/* Make room for n more pictures, without labels at first. */
-static int images_grow(Images *set, Size n, Size px) {
-    Size all = set->n + n, bytes = px * px * 3;
-    if (all > MAX_PICTURES) return fail("%lld pictures, not up to %d", all, MAX_PICTURES);
-    uint8_t *rgb = realloc(set->rgb, all * bytes);
-    if (rgb) set->rgb = rgb;
-    uint16_t *labels = realloc(set->labels, all * sizeof *labels);
-    if (labels) set->labels = labels;
-    if (!rgb || !labels) return fail("out of memory for %lld pictures", all);
-    for (; set->n < all; set->n++) labels[set->n] = NO_LABEL;
-    set->px = px;
-    return 0;
-}
-
 static uint8_t *images_at(const Images *set, Size i) {
     return set->rgb + i * set->px * set->px * 3;
+}
+
+/* Make room for one more picture, without a label at first. Returns its pixels; NULL: fail. */
+static uint8_t *images_add(Images *set) {
+    if (set->n == MAX_PICTURES) return fail("more than %d pictures", MAX_PICTURES), NULL;
+    uint8_t *rgb = grown(set->rgb, set->n, set->px * set->px * 3);
+    if (rgb) set->rgb = rgb;
+    uint16_t *labels = grown(set->labels, set->n, sizeof *labels);
+    if (labels) set->labels = labels;
+    if (!rgb || !labels) return fail("out of memory for %lld pictures", set->n + 1), NULL;
+    labels[set->n] = NO_LABEL;
+    return images_at(set, set->n++);
 }
 
 /* The number of a class, which is added where it is not known yet; -1: fail. */
@@ -2237,215 +2226,132 @@ static int class_number(Dataset *data, const char *name) {
 
 /* Class names, one to a line of the file at path; where there is no such file, n numbers. */
 static int class_names_read(Dataset *data, const char *path, Size n) {
-    enum { MOST_BYTES = 1 << 20 };
-    char number[24], *text = NULL;
+    int bad = 0, is_there = !access(path, F_OK);
     Size bytes;
-    int label = 0;
-    if (!access(path, F_OK) && !(text = file_read(path, MOST_BYTES, &bytes))) return -1;
-    for (Size c = 0; c < n && !text && label >= 0; c++) {
-        snprintf(number, sizeof number, "%lld", c);
-        label = class_number(data, number);
-    }
-    for (char *line = text; line && *line && label >= 0;) {
-        char *end = line + strcspn(line, "\r\n"), *next = end + strspn(end, "\r\n");
-        while (end > line && is_space(end[-1])) end--;
-        *end = 0;
+    char *text = is_there ? file_read(path, 1 << 20, &bytes) : zalloc(n, 24), *next = text;
+    if (!text) return -1;
+    for (Size c = 0; c < n && !is_there; c++) next += sprintf(next, "%lld\n", c);
+    for (char *line = strtok_r(text, "\r\n", &next); line && !bad;
+         line = strtok_r(NULL, "\r\n", &next)) {
+        char *end = line + strlen(line);
+        while (end > line && is_space(end[-1])) *--end = 0;
         Size known = data->n_class;
-        if (*line) label = class_number(data, line);
-        if (*line && label < known) label = fail("%s: class %s stands there twice", path, line);
-        line = next;
+        if (*line && class_number(data, line) != known)
+            bad = fail("%s: class %s stands there twice, or is one too many", path, line);
     }
     free(text);
-    if (label >= 0 && !data->n_class) return fail("%s: empty, no class names", path);
-    return label < 0 ? -1 : 0;
+    if (!bad && !data->n_class) bad = fail("%s: empty, no class names", path);
+    return bad ? -1 : 0;
 }
 
 /* Sets of records. */
 
-enum { MAX_PARTS = 5 };
+enum { OF_TEST = 1, LABELS = 2, OPTIONAL = 4 }; // what a file is: else training's pictures
 
 typedef struct {
-    const char *name;
-    const char *pictures[2][MAX_PARTS]; // files of train and of test; only the first must be there
-    const char *labels[2];              // file of the first's labels; NULL: in its records
-    const char *classes;                // file of class names
-    int side;                           // of a picture; 0: an IDX header says
-    int channels;                       // planes of a picture: r, g, b, or one, grey
-    int by_column;                      // a plane's pixels go down columns, not along rows
-    int label_bytes;                    // labels in front of each picture; the last one counts
-    int first_label;                    // number of the first class
-    int n_class;                        // where no file has the names
+    const char *name, *classes; // the set's, and that of its file of class names
+    struct {
+        const char *name;
+        int is;
+    } files[8];      // a file of labels follows that of its pictures; NULL closes the list
+    int side;        // of a picture in planes r, g, b; 0: an IDX header says, there is one, grey
+    int by_column;   // a plane's pixels go down columns, not along rows
+    int label_bytes; // of labels in front of each picture; the last one counts
+    int first_label; // number of the first class
+    int n_class;     // where no file has the names
 } Layout;
 
 // clang-format off
 static const Layout layouts[] = {
-    {.name = "CIFAR-10", .classes = "batches.meta.txt", .n_class = 10,
-     .pictures = {{"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin",
-                   "data_batch_5.bin"}, {"test_batch.bin"}},
-     .side = 32, .channels = 3, .label_bytes = 1},
-    {.name = "CIFAR-100", .classes = "fine_label_names.txt", .n_class = 100,
-     .pictures = {{"train.bin"}, {"test.bin"}},
-     .side = 32, .channels = 3, .label_bytes = 2}, // coarse, fine
-    {.name = "STL-10", .classes = "class_names.txt", .n_class = 10,
-     .pictures = {{"train_X.bin", "unlabeled_X.bin"}, {"test_X.bin"}},
-     .labels = {"train_y.bin", "test_y.bin"},
-     .side = 96, .channels = 3, .by_column = 1, .first_label = 1},
-    {.name = "IDX", .classes = "class_names.txt", .n_class = 10,
-     .pictures = {{"train-images-idx3-ubyte"}, {"t10k-images-idx3-ubyte"}},
-     .labels = {"train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"},
-     .channels = 1},
+    {"CIFAR-10", "batches.meta.txt", .n_class = 10, .side = 32, .label_bytes = 1,
+     .files = {{"data_batch_1.bin", 0}, {"data_batch_2.bin", OPTIONAL},
+               {"data_batch_3.bin", OPTIONAL}, {"data_batch_4.bin", OPTIONAL},
+               {"data_batch_5.bin", OPTIONAL}, {"test_batch.bin", OF_TEST}}},
+    {"CIFAR-100", "fine_label_names.txt", .n_class = 100, .side = 32, .label_bytes = 2,
+     .files = {{"train.bin", 0}, {"test.bin", OF_TEST}}}, // labels: coarse, fine
+    {"STL-10", "class_names.txt", .n_class = 10, .side = 96, .by_column = 1, .first_label = 1,
+     .files = {{"train_X.bin", 0}, {"train_y.bin", LABELS}, {"unlabeled_X.bin", OPTIONAL},
+               {"test_X.bin", OF_TEST}, {"test_y.bin", OF_TEST | LABELS}}},
+    {"IDX", "class_names.txt", .n_class = 10,
+     .files = {{"train-images-idx3-ubyte", 0}, {"train-labels-idx1-ubyte", LABELS},
+               {"t10k-images-idx3-ubyte", OF_TEST}, {"t10k-labels-idx1-ubyte", OF_TEST | LABELS}}},
 };
 // clang-format on
 enum { N_LAYOUTS = sizeof layouts / sizeof *layouts };
 
-/* Is a set's file there, as it is (1) or only packed as its makers publish it (2)? */
-static int file_form(const char *dir, const char *name) {
-    char path[PATH_SIZE], packed[PATH_SIZE + 4];
-    if (path_join(path, dir, name)) return 0;
+/* Is a file there, as it is (1) or only packed as the sets' makers publish it (2)? */
+static int file_form(const char *path) {
+    char packed[PATH_SIZE + 4];
     snprintf(packed, sizeof packed, "%s.gz", path);
     return !access(path, F_OK) ? 1 : !access(packed, F_OK) ? 2 : 0;
 }
 
-/* A whole file of n records of `size` bytes: pictures (height, width), or bare labels (1, 1). */
-typedef struct {
-    uint8_t *bytes, *first;
-    char path[PATH_SIZE];
-    Size n, size, height, width;
-} Records;
-
-/* Read a file of pictures (dims 3) or of labels (dims 1), and hold its size against the layout. An
-   IDX file's header has two zero bytes, 8 for unsigned bytes, the number of dimensions, then each,
-   big-endian. Where it fails, too, r->bytes are to be freed. */
-static int records_open(Records *r, const Layout *layout, const char *dir, const char *name,
-                        int dims) {
-    Size bytes, header = layout->side ? 0 : 4 + 4 * dims, magic = 0x800 + dims;
-    r->bytes = NULL;
-    if (path_join(r->path, dir, name)) return -1;
-    if (file_form(dir, name) == 2) return fail("%s is packed: run gunzip -k %s/*.gz", r->path, dir);
-    if (!(r->bytes = file_read(r->path, MAX_FILE, &bytes))) return -1;
-    const uint8_t *head = r->bytes;
-    if (bytes < 1 || bytes < header) return fail("%s: empty or truncated", r->path);
-    if (header && (Size)get_int(head, 4, BIG) != magic)
-        return fail("%s: wrong magic number 0x%08llx instead of 0x%08llx", r->path,
-                    (Size)get_int(head, 4, BIG), magic);
-    r->height = dims == 1 ? 1 : header ? (Size)get_int(head + 8, 4, BIG) : layout->side;
-    r->width = dims == 1 ? 1 : header ? (Size)get_int(head + 12, 4, BIG) : layout->side;
-    if (r->height < 1 || r->height > MAX_SIDE || r->width < 1 || r->width > MAX_SIDE)
-        return fail("%s: pictures of %lld x %lld pixels, not 1 to %d", r->path, r->width, r->height,
-                    MAX_SIDE);
-    r->size = r->height * r->width * (dims == 1 ? 1 : layout->channels);
-    if (dims == 3) r->size += layout->label_bytes;
-    r->n = header ? (Size)get_int(head + 4, 4, BIG) : ceil_div(bytes, r->size);
-    r->first = r->bytes + header;
-    if (r->n < 1 || r->n > MAX_PICTURES)
-        return fail("%s: %lld records, not 1 to %d", r->path, r->n, MAX_PICTURES);
-    if (!header && bytes % r->size)
-        return fail("%s: %lld bytes is no multiple of a record's %lld", r->path, bytes, r->size);
-    Size promised = header + r->n * r->size; // n < 2^24, size < 2^32
-    if (bytes == promised) return 0;
-    return fail("%s: %s, %lld bytes instead of %lld (%lld records of %lld)", r->path,
-                bytes < promised ? "truncated" : "too long", bytes, promised, r->n, r->size);
-}
-
-/* A record's planes, (channels, height, width) or the last two swapped, to (height, width, 3). */
-static void planes_to_rgb(const Layout *layout, const Records *r, const uint8_t *planes,
-                          uint8_t *rgb) {
-    Size h = r->height, w = r->width, next = layout->channels == 3 ? h * w : 0;
-    for (Size i = 0; i < h * w; i++)
-        for (Size c = 0; c < 3; c++)
-            *rgb++ = planes[c * next + (layout->by_column ? i % w * h + i / w : i)];
-}
-
-/* Add a file's pictures to a set; their labels come from the file of labels, where there is one, or
-   from the records, or there are none. */
-static int records_add(Images *set, const Layout *layout, const Records *r, const Records *labels,
-                       Size n_class, Size px) {
-    uint8_t *rgb = zalloc(r->height * r->width, 3);
-    Size first = set->n;
-    int bad = !rgb || images_grow(set, r->n, px);
-    for (Size i = 0; i < r->n && !bad; i++) {
-        const uint8_t *record = r->first + i * r->size;
-        planes_to_rgb(layout, r, record + layout->label_bytes, rgb);
-        bad = image_resize(rgb, r->width, r->height, images_at(set, first + i), px);
-        if (bad || (!labels->bytes && !layout->label_bytes)) continue;
-        int value = labels->bytes ? labels->first[i] : record[layout->label_bytes - 1];
-        int label = value - layout->first_label;
-        set->labels[first + i] = label;
-        if (label < 0 || label >= n_class)
-            bad = fail(
-                "%s: record %lld (counted from 0) has label %d; the %lld classes are %d to %lld",
-                labels->bytes ? labels->path : r->path, i, value, n_class, layout->first_label,
-                layout->first_label + n_class - 1);
+/* Read a file of n records into the set of pictures that it is of: each has labels, of which the
+   last one counts, then pixels; either may be missing. An IDX file's header has two zero bytes, 8
+   for unsigned bytes, the number of dimensions, then each, big-endian: n, or n, height, width. */
+static int records_read(Dataset *data, const Layout *layout, int is, const uint8_t *file,
+                        Size bytes, const char *path) {
+    Images *set = is & OF_TEST ? &data->test : &data->train;
+    Size dims = is & LABELS ? 1 : 3, header = layout->side ? 0 : 4 + 4 * dims;
+    Size magic = 0x800 + dims, head[4] = {magic, 0, layout->side, layout->side};
+    if (bytes < 1 || bytes < header) return fail("%s: empty or truncated", path);
+    for (Size k = 0; 4 * k < header; k++) head[k] = (Size)get_int(file + 4 * k, 4, BIG);
+    Size h = dims == 1 ? 1 : head[2], w = dims == 1 ? 1 : head[3];
+    if (head[0] != magic)
+        return fail("%s: wrong magic number 0x%08llx instead of 0x%08llx", path, head[0], magic);
+    if (h < 1 || h > MAX_SIDE || w < 1 || w > MAX_SIDE)
+        return fail("%s: pictures of %lld x %lld pixels, not 1 to %d", path, w, h, MAX_SIDE);
+    Size labels = dims == 1 ? 1 : layout->label_bytes, colours = header ? 1 : 3;
+    Size size = dims == 1 ? 1 : labels + colours * h * w;
+    Size n = header ? head[1] : ceil_div(bytes, size); // < 2^32, and with a header size <= 2^30
+    if (bytes != header + n * size)
+        return fail("%s: %lld bytes, expected a header of %lld and %lld records of %lld", path,
+                    bytes, header, n, size);
+    if (dims == 1 && n != set->n) return fail("%s: %lld labels for %lld pictures", path, n, set->n);
+    Size step[3] = {layout->by_column ? 1 : w, layout->by_column ? h : 1, header ? 0 : h * w};
+    Size start = dims == 1 ? 0 : set->n, first = layout->first_label;
+    for (Size i = 0; i < n; i++) {
+        const uint8_t *record = file + header + i * size;
+        uint8_t *rgb = dims == 1 ? NULL : images_add(set);
+        if (dims == 3 && (!rgb || resize(record + labels, w, h, step, rgb, set->px))) return -1;
+        Size label = labels ? record[labels - 1] - first : NO_LABEL;
+        if (labels && (label < 0 || label >= data->n_class))
+            return fail("%s: record %lld (counted from 0) has label %lld, not %lld to %lld", path,
+                        i, label + first, first, first + data->n_class - 1);
+        set->labels[start + i] = (uint16_t)label;
     }
-    free(rgb);
-    return bad ? -1 : 0;
+    return 0;
 }
 
-static int layout_read(Dataset *data, const Layout *layout, const char *dir, Size px) {
+static int layout_read(Dataset *data, const Layout *layout, const char *dir) {
     int bad = class_names_read(data, file_in(dir, layout->classes), layout->n_class);
-    for (int k = 0; k < 2 * MAX_PARTS && !bad; k++) { // first training's files, then testing's
-        int split = k / MAX_PARTS, part = k % MAX_PARTS;
-        const char *name = layout->pictures[split][part], *label_name = layout->labels[split];
-        Records pictures, labels = {.bytes = NULL};
-        if (!name || (part > 0 && !file_form(dir, name))) continue;
-        bad = records_open(&pictures, layout, dir, name, 3);
-        if (!bad && part == 0 && label_name)
-            bad = records_open(&labels, layout, dir, label_name, 1);
-        if (!bad && labels.bytes && labels.n != pictures.n)
-            bad = fail("%s: %lld labels, but %s has %lld pictures", labels.path, labels.n,
-                       pictures.path, pictures.n);
-        bad = bad || records_add(split ? &data->test : &data->train, layout, &pictures, &labels,
-                                 data->n_class, px);
-        free(pictures.bytes);
-        free(labels.bytes);
+    for (int k = 0; layout->files[k].name && !bad; k++) {
+        const char *path = file_in(dir, layout->files[k].name);
+        int is = layout->files[k].is, form = file_form(path);
+        Size bytes;
+        if (!form && is & OPTIONAL) continue;
+        if (form == 2) return fail("%s is packed: run gunzip -k %s/*.gz", path, dir);
+        uint8_t *file = file_read(path, MAX_FILE, &bytes);
+        bad = !file || records_read(data, layout, is, file, bytes, path);
+        free(file);
     }
-    return bad;
+    return bad ? -1 : 0;
 }
 
 /* Folders of pictures. */
 
+static int by_name(const struct dirent **a, const struct dirent **b) {
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
 static int has_ending(const char *name, const char *ending) { // in whatever case
-    size_t n = strlen(name), m = strlen(ending);
-    for (size_t i = 0; i < m; i++)
-        if (n <= m || ((name[n - m + i] ^ ending[i]) & ~32)) return 0; // 32: the bit of the case
-    return 1;
+    const char *dot = strrchr(name, '.');
+    return dot && !strcasecmp(dot, ending);
 }
 
-static int compare_text(const void *a, const void *b) {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* The pictures of a folder, and what is to be said of sub-folders without any. */
-typedef struct {
-    char **paths;
-    Size n;
-    char empty[PATH_SIZE];   // a class's folder in which nothing can be read; "": none
-    char foreign[PATH_SIZE]; // a JPEG or PNG file in a folder in which nothing else is
-} Listing;
-
-/* Add the pictures in dir, in order of their names; `above`: also those in its sub-folders. */
-static int list_pictures(Listing *list, const char *dir, int above) {
-    char **names = NULL, path[PATH_SIZE], foreign[PATH_SIZE] = "";
-    Size count = 0, before = list->n;
-    DIR *folder = opendir(dir);
-    if (!folder) return fail("cannot read the folder %s: %s", dir, strerror(errno));
-    int bad = 0;
-    for (struct dirent *entry; !bad && (entry = readdir(folder));)
-        if (entry->d_name[0] != '.') bad = names_add(&names, &count, entry->d_name);
-    closedir(folder);
-    if (count) qsort(names, count, sizeof *names, compare_text);
-    for (Size i = 0; i < count && !bad; i++) {
-        if ((bad = path_join(path, dir, names[i]))) break;
-        if (has_ending(path, ".ppm") || has_ending(path, ".pgm"))
-            bad = names_add(&list->paths, &list->n, path);
-        else if (has_ending(path, ".jpg") || has_ending(path, ".jpeg") || has_ending(path, ".png"))
-            strcpy(foreign, path);
-        else if (above && is_folder(path)) bad = list_pictures(list, path, 0);
-    }
-    names_free(names, count);
-    if (list->n == before && *foreign) strcpy(list->foreign, foreign);
-    else if (list->n == before && !above) snprintf(list->empty, PATH_SIZE, "%s", dir);
-    return bad ? -1 : 0;
+static int rising(const void *a, const void *b) {
+    Size x = *(const Size *)a, y = *(const Size *)b;
+    return (x > y) - (x < y);
 }
 
 /* Bring those of a class's n pictures to the front of index that are not for training: a share in
@@ -2456,124 +2362,108 @@ static Size hold_out(Size *index, Size n, Size percent, Size label) {
     return held == 0 && n > 1 ? 1 : held;
 }
 
-/* The class of each picture is the folder it lies in, below the one whose name is `stem` long:
-   training adds classes; of a test set they have to be known. */
-static int find_labels(Dataset *data, uint16_t *labels, char **paths, Size n, size_t stem,
-                       int test) {
-    for (Size i = 0; i < n; i++) {
-        char name[PATH_SIZE];
-        Size known = data->n_class;
-        snprintf(name, sizeof name, "%s", paths[i] + stem + 1);
-        char *slash = strchr(name, '/');
-        if (slash) *slash = 0;
-        int label = slash ? class_number(data, name) : NO_LABEL;
-        if (label < 0) return -1;
-        if (test && data->n_class > known)
-            return fail("%s: no training pictures are of this class", paths[i]);
-        labels[i] = label;
+/* Add those n of a folder's entries that `index` lists to a set, with the class's label, or without
+   (class NULL). Where set is NULL, 15 % go to the test set, the others to training. */
+static int class_read(Dataset *data, Images *set, const char *dir, const char *class,
+                      struct dirent **entries, Size *index, Size n) {
+    char path[PATH_SIZE];
+    Size known = data->n_class, held = 0;
+    int label = class ? class_number(data, class) : NO_LABEL, bad = label < 0;
+    if (set == &data->test && data->n_class > known)
+        return fail("%s: no training pictures are of this class", dir);
+    if (!set) held = hold_out(index, n, 15, class ? label : -1);
+    qsort(index, held, sizeof *index, rising);
+    qsort(index + held, n - held, sizeof *index, rising);
+    for (Size i = 0; i < n && !bad; i++) {
+        Images *to = set ? set : i < held ? &data->test : &data->train;
+        uint8_t *rgb = images_add(to);
+        if ((bad = !rgb)) continue;
+        to->labels[to->n - 1] = (uint16_t)label;
+        bad = path_join(path, dir, entries[index[i]]->d_name) || image_read(path, rgb, to->px);
     }
-    return 0;
-}
-
-/* Mark 15 % of each class as test. A class's pictures stand together. */
-static int mark_test(uint8_t *test, const uint16_t *labels, Size n) {
-    Size *index = zalloc(n, sizeof *index);
-    for (Size from = 0, to; from < n && index; from = to) {
-        for (to = from; to < n && labels[to] == labels[from]; to++) index[to - from] = to;
-        Size held = hold_out(index, to - from, 15, labels[from] == NO_LABEL ? -1 : labels[from]);
-        for (Size i = 0; i < held; i++) test[index[i]] = 1;
-    }
-    free(index);
-    return index ? 0 : -1;
-}
-
-/* The pictures at paths, whose labels and parts are known. */
-static int pictures_read(Dataset *data, const char *dir, char **paths, const uint16_t *labels,
-                         const uint8_t *test, Size n, Size px) {
-    Size n_test = 0, count[2] = {0};
-    for (Size i = 0; i < n; i++) {
-        n_test += test[i];
-        if (data->n_class && labels[i] == NO_LABEL)
-            return fail("%s: lies beside the classes' folders, not in one", paths[i]);
-    }
-    if (n_test == 0 || n_test == n)
-        return fail("%s: %lld pictures for training and %lld for testing, not at least one of each",
-                    dir, n - n_test, n_test);
-    if (images_grow(&data->train, n - n_test, px) || images_grow(&data->test, n_test, px))
-        return -1;
-    for (Size i = 0; i < n; i++) {
-        Images *set = test[i] ? &data->test : &data->train;
-        Size k = count[test[i]]++;
-        if (image_read(paths[i], images_at(set, k), px)) return -1;
-        set->labels[k] = labels[i];
-    }
-    return 0;
-}
-
-/* Pictures in train/ and test/, `n_train` in the first, or in dir itself, which is then split. */
-static int folder_read(Dataset *data, const char *dir, Size px, const Listing *list, Size n_train,
-                       int halves) {
-    Size n = list->n, n_test = n - n_train;
-    uint16_t *labels = zalloc(n, sizeof *labels);
-    uint8_t *test = zalloc(n, 1);
-    size_t stem = strlen(dir), train_stem = stem + (halves ? strlen("/train") : 0);
-    int bad = !labels || !test;
-    if (!bad) memset(test + n_train, 1, n_test);
-    bad = bad || find_labels(data, labels, list->paths, n_train, train_stem, 0) ||
-          find_labels(data, labels + n_train, list->paths + n_train, n_test, stem + strlen("/test"),
-                      1) ||
-          (!halves && mark_test(test, labels, n));
-    if (!bad && data->n_class && *list->empty)
-        bad = fail("%s: no picture in it that can be read", list->empty);
-    bad = bad || pictures_read(data, dir, list->paths, labels, test, n, px);
-    free(test);
-    free(labels);
     return bad ? -1 : 0;
 }
 
+static Size pictures_in(const Dataset *data) { return data->train.n + data->test.n; }
+
+/* Add the pictures in dir, in order of their names, as class_read does: those of a class; or, class
+   NULL, those in its sub-folders, each of which is a class, or those in dir where none is. */
+static int folder_read(Dataset *data, Images *set, const char *dir, const char *class) {
+    char path[PATH_SIZE], empty[PATH_SIZE] = "";
+    const char *foreign = NULL;
+    struct dirent **entries;
+    int count = scandir(dir, &entries, NULL, by_name);
+    if (count < 0) return fail("cannot read the folder %s: %s", dir, strerror(errno));
+    Size before = pictures_in(data), n = 0, *index = zalloc(count, sizeof *index);
+    int bad = !index;
+    for (int i = 0; i < count && !bad; i++) {
+        const char *name = entries[i]->d_name;
+        Size so_far = pictures_in(data);
+        if (*name == '.') continue;
+        bad = path_join(path, dir, name);
+        if (has_ending(name, ".ppm") || has_ending(name, ".pgm")) index[n++] = i;
+        else if (has_ending(name, ".jpg") || has_ending(name, ".jpeg") || has_ending(name, ".png"))
+            foreign = name;
+        else if (!bad && !class && is_folder(path)) {
+            bad = folder_read(data, set, path, name);
+            if (pictures_in(data) == so_far) strcpy(empty, path);
+        }
+    }
+    if (!bad && n > 0) bad = class_read(data, set, dir, class, entries, index, n);
+    if (!bad && foreign && pictures_in(data) == before)
+        bad = fail("%s/%s is no PPM file; this makes one beside each such picture: mogrify -format "
+                   "ppm %s/*%s",
+                   dir, foreign, dir, strrchr(foreign, '.'));
+    if (!bad && !class && data->n_class && *empty)
+        bad = fail("%s: no picture in it that can be read", empty);
+    if (!bad && !class && data->n_class && n > 0)
+        bad = fail("%s: %lld pictures lie beside the classes' folders, not in one", dir, n);
+    for (int i = 0; i < count; i++) free(entries[i]);
+    free(entries);
+    free(index);
+    return bad ? -1 : 0;
+}
+
+/* Pictures in train/ and test/, or in dir itself, which is then split. */
+static int pictures_read(Dataset *data, const char *dir) {
+    char train[PATH_SIZE], test[PATH_SIZE];
+    if (path_join(train, dir, "train") || path_join(test, dir, "test")) return -1;
+    if (!is_folder(train) && !is_folder(test)) return folder_read(data, NULL, dir, NULL);
+    return folder_read(data, &data->train, train, NULL) ||
+           folder_read(data, &data->test, test, NULL);
+}
+
 /* Find out what lies in dir, and read it. */
-static int recognise(Dataset *data, const char *dir, Size px, Listing *list) {
-    char looked_for[256] = "", train[PATH_SIZE], test[PATH_SIZE];
+static int recognise(Dataset *data, const char *dir) {
     const Layout *found = NULL;
     for (const Layout *layout = layouts; layout < layouts + N_LAYOUTS; layout++) {
-        size_t used = strlen(looked_for);
-        snprintf(looked_for + used, sizeof looked_for - used, "%s (%s), ", layout->pictures[0][0],
-                 layout->name);
-        if (!file_form(dir, layout->pictures[0][0]) && !file_form(dir, layout->pictures[1][0]))
-            continue;
+        int k = 0;
+        while (layout->files[k].name && !file_form(file_in(dir, layout->files[k].name))) k++;
+        if (!layout->files[k].name) continue;
         if (found)
             return fail("%s: two data sets in one folder, %s and %s", dir, found->name,
                         layout->name);
         found = layout;
     }
-    if (path_join(train, dir, "train") || path_join(test, dir, "test")) return -1;
-    int halves = is_folder(train) || is_folder(test);
-    int bad = list_pictures(list, halves ? train : dir, 1);
-    Size n_train = list->n;
-    bad = bad || (halves && list_pictures(list, test, 1));
-    if (found && list->n)
+    int bad = pictures_read(data, dir);
+    if (found && pictures_in(data))
         return fail("%s: two data sets in one folder, %s and PPM pictures", dir, found->name);
-    if (found) return layout_read(data, found, dir, px); // whatever other folders lie there
-    if (bad) return -1;
-    if (*list->foreign)
-        return fail(
-            "%s is no PPM file; this makes one beside each such picture: mogrify -format ppm "
-            "%.*s/*%s",
-            list->foreign, (int)(strrchr(list->foreign, '/') - list->foreign), list->foreign,
-            strrchr(list->foreign, '.'));
-    if (list->n) return folder_read(data, dir, px, list, n_train, halves);
-    return fail("%s: no data set found; looked for %s*.ppm and *.pgm, also in sub-folders", dir,
-                looked_for);
+    if (found) return layout_read(data, found, dir); // whatever other folders lie there
+    if (bad || pictures_in(data)) return bad;
+    return fail("%s: no data set found; looked for data_batch_1.bin (CIFAR-10), train.bin "
+                "(CIFAR-100), train_X.bin (STL-10), train-images-idx3-ubyte (IDX), *.ppm and "
+                "*.pgm, also in sub-folders",
+                dir);
 }
 
 int dataset_read(Dataset *data, const char *dir, Size n_px) {
     *data = (Dataset){.n_class = 0};
     if (n_px < 1 || n_px > MAX_PX) return fail("n_px %lld is not 1 to %d", n_px, MAX_PX);
-    if (!is_folder(dir)) return fail("%s: no such folder", dir);
-    Listing *list = zalloc(1, sizeof *list);
-    int bad = !list || recognise(data, dir, n_px, list);
-    if (list) names_free(list->paths, list->n);
-    free(list);
+    data->train.px = data->test.px = n_px;
+    int bad = recognise(data, dir);
+    if (!bad && (data->train.n == 0 || data->test.n == 0))
+        bad = fail("%s: %lld pictures for training and %lld for testing, not at least one of each",
+                   dir, data->train.n, data->test.n);
     if (bad) dataset_free(data);
     return bad ? -1 : 0;
 }
@@ -2593,60 +2483,46 @@ void image_augment(const uint16_t *in, uint16_t *out, Size px, int flip, Size pa
         }
 }
 
-/* Tokens take two bytes where a pixel had three: they move into the front of the same memory. */
 int images_quantise(Images *set, const real *palette, Size K) {
-    enum { BLOCK = 1 << 16 }; // pixels at a time, so that none is overwritten before it is read
     Size n = set->n * set->px * set->px;
-    uint16_t *block = zalloc(BLOCK, sizeof *block), *tokens = (uint16_t *)(void *)set->rgb;
-    int bad = !block;
-    for (Size i = 0; i < n && !bad; i += BLOCK) {
-        Size count = min(BLOCK, n - i);
-        bad = palette_index(block, set->rgb + 3 * i, count, palette, K);
-        if (!bad) memcpy(tokens + i, block, count * sizeof *block);
-    }
-    free(block);
+    uint16_t *tokens = zalloc(n, sizeof *tokens);
+    int bad = !tokens || palette_index(tokens, set->rgb, n, palette, K);
+    free(bad ? (void *)tokens : set->rgb);
     if (bad) return -1;
-    set->tokens = realloc(tokens, n * sizeof *tokens);
-    if (!set->tokens) set->tokens = tokens;
     set->rgb = NULL;
+    set->tokens = tokens;
     return 0;
-}
-
-static int rising(const void *a, const void *b) {
-    Size x = *(const Size *)a, y = *(const Size *)b;
-    return (x > y) - (x < y);
 }
 
 int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed, Size draw,
                  Subset *train, Subset *validation) {
-    Size *index = zalloc(set->n, sizeof *index);
     *train = (Subset){0, zalloc(set->n, sizeof *train->index)};
     *validation = (Subset){0, zalloc(set->n, sizeof *validation->index)};
-    int bad = !index || !train->index || !validation->index;
+    int bad = !train->index || !validation->index;
     for (Size c = 0; c < n_class && !bad; c++) {
-        Size n = 0;
+        Size *index = train->index + train->n, n = 0; // at first all of the class
         for (Size i = 0; i < set->n; i++)
             if (set->labels[i] == c) index[n++] = i;
         Size held = hold_out(index, n, 10, c), left = n - held;
-        uint64_t stream = stream_of(FOR_LABELS, (uint64_t)(draw << 16 | c));
+        memcpy(validation->index + validation->n, index, held * sizeof *index);
+        memmove(index, index + held, left * sizeof *index);
         if (left < per_class)
             bad = fail("class %lld has %lld labels besides those for validation, not %lld", c, left,
                        per_class);
-        if (per_class) random_shuffle(index + held, left, seed, stream);
-        if (per_class) left = min(left, per_class);
-        for (Size i = 0; i < held; i++) validation->index[validation->n++] = index[i];
-        for (Size i = held; i < held + left; i++) train->index[train->n++] = index[i];
+        uint64_t stream = stream_of(FOR_LABELS, (uint64_t)(draw << 16 | c));
+        if (per_class) random_shuffle(index, left, seed, stream);
+        validation->n += held;
+        train->n += per_class ? per_class : left;
     }
-    free(index);
-    if (bad) {
-        free(train->index);
-        free(validation->index);
-        *train = *validation = (Subset){0, NULL};
-        return -1;
+    if (!bad) {
+        qsort(train->index, train->n, sizeof(Size), rising);
+        qsort(validation->index, validation->n, sizeof(Size), rising);
+        return 0;
     }
-    qsort(train->index, train->n, sizeof(Size), rising);
-    qsort(validation->index, validation->n, sizeof(Size), rising);
-    return 0;
+    free(train->index);
+    free(validation->index);
+    *train = *validation = (Subset){0, NULL};
+    return -1;
 }
 
 /* ==== 10 checkpoints ============================================================================

@@ -386,8 +386,8 @@ IGPT_API int image_resize(const uint8_t *rgb, Size width, Size height, uint8_t *
 IGPT_API void image_augment(const uint16_t *in, uint16_t *out, Size px, int flip, Size pad, Size dy,
                             Size dx);
 
-IGPT_API int images_quantise(Images *set, const real *palette,
-                             Size K); // to tokens, in the same memory
+/* From rgb to tokens, in place. */
+IGPT_API int images_quantise(Images *set, const real *palette, Size K);
 
 /* Divide the labelled pictures of a training set: of each class 10 % (at least one of two or more)
    are for validation, always the same ones. per_class 0: all others train. Else per_class of each

@@ -1369,7 +1369,7 @@ static void test_records(void) {
             CHECK(!image_resize(rgb, width, height, want, px), "%s", error_text());
             CHECK(!memcmp(got, want, size), "%s, picture %lld", files[f].file, i);
         }
-        // Tokens move into the pixels' memory, one block of 65,536 after another.
+        // Tokens take the pixels' place.
         Size n = data.train.n * px * px;
         uint16_t *tokens = zeros(n, sizeof *tokens);
         CHECK(!palette_index(tokens, data.train.rgb, n, palette, 4), "%s", error_text());
@@ -1383,21 +1383,21 @@ static void test_records_refused(void) {
 #define TRAIN "train-images-idx3-ubyte"
 #define LABELS "t10k-labels-idx1-ubyte"
     static const char *const bad[] = {
-        "text c100/fine_label_names.txt a\nb\n => train.bin: record 0 ... label 97; the 2 classes",
-        "records stl/train_y.bin 3 1 0 1 => train_y.bin: 3 labels ... train_X.bin has 2",
-        "records stl/train_y.bin 2 1 0 0 => train_y.bin: record 0 ... the 10 classes are 1 to 10",
+        "text c100/fine_label_names.txt a\nb\n => train.bin: record 0 ... label 97, not 0 to 1",
+        "records stl/train_y.bin 3 1 0 1 => train_y.bin: 3 labels for 2 pictures",
+        "records stl/train_y.bin 2 1 0 0 => train_y.bin: record 0 ... label 0, not 1 to 10",
         "records stl/train_y.bin 2 1 0 10 => train_y.bin: record 1 ... label 11",
-        "text idx/class_names.txt a\nb\n => train-labels-idx1-ubyte: record 2 ... the 2 classes",
+        "text idx/class_names.txt a\nb\n => train-labels-idx1-ubyte: record 2 ... not 0 to 1",
         "text idx/class_names.txt \n\n => class_names.txt: empty",
         "idx idx/" TRAIN " 0x802 4 6 4 96 => " TRAIN ": wrong magic number 0x00000802",
-        "idx idx/" TRAIN " 0x803 5 6 4 120 => train-labels-idx1-ubyte: 4 labels ... has 5 pictures",
-        "idx idx/" TRAIN " 0x803 4 6 4 95 => " TRAIN ": truncated, 111 bytes instead of 112",
-        "idx idx/" TRAIN " 0x803 4 6 4 97 => " TRAIN ": too long",
+        "idx idx/" TRAIN " 0x803 5 6 4 120 => train-labels-idx1-ubyte: 4 labels for 5 pictures",
+        "idx idx/" TRAIN " 0x803 4 6 4 95 => " TRAIN ": 111 bytes, expected a header of 16 and 4 records of 24",
+        "idx idx/" TRAIN " 0x803 4 6 4 97 => " TRAIN ": 113 bytes, expected",
         "idx idx/" TRAIN " 0x803 4 0 4 96 => " TRAIN ": ... 4 x 0 pixels",
         "idx idx/" TRAIN " 0x803 4 6 0xffffffff 96 => " TRAIN ": ... 4294967295 x 6 pixels",
-        "idx idx/" TRAIN " 0x803 0xffffffff 32768 32768 96 => " TRAIN ": 4294967295 records",
-        "idx idx/" TRAIN " 0x803 10000000 32768 32768 96 => " TRAIN ": truncated",
-        "idx idx/" TRAIN " 0x803 0 6 4 0 => " TRAIN ": 0 records",
+        "idx idx/" TRAIN " 0x803 0xffffffff 32768 32768 96 => " TRAIN ": ... 4294967295 records",
+        "idx idx/" TRAIN " 0x803 10000000 32768 32768 96 => " TRAIN ": ... 10000000 records",
+        "idx idx/" TRAIN " 0x803 0 6 4 0 => train-labels-idx1-ubyte: 4 labels for 0 pictures",
         "text idx/" TRAIN " \1\2\3\4\5 => " TRAIN ": empty or truncated",
         "idx idx/" TRAIN " 0x803 4 6 4 96",
         "idx idx/" LABELS " 0x803 2 0 0 2 => " LABELS ": wrong magic number 0x00000803",
@@ -1410,14 +1410,14 @@ static void test_records_refused(void) {
         "folder bad/cat => test_batch.bin: No such file",
         "folder bad/test_batch.bin => test_batch.bin: it is a folder",
         "text bad/test_batch.bin => test_batch.bin: empty",
-        "records bad/test_batch.bin 1 3072 0 0 => test_batch.bin: 3072 bytes is no multiple ... "
-        "3073",
+        "records bad/test_batch.bin 1 3072 0 0 => test_batch.bin: 3072 bytes, expected ... "
+        "1 records of 3073",
         "records bad/test_batch.bin 2 3073 0 9"
-        " => test_batch.bin: record 1 (counted from 0) ... label 10; the 10 classes are 0 to 9",
+        " => test_batch.bin: record 1 (counted from 0) ... label 10, not 0 to 9",
         "records bad/test_batch.bin 2 3073 0 0",
-        "records bad/data_batch_5.bin 1 3074 0 0 => data_batch_5.bin: ... no multiple",
+        "records bad/data_batch_5.bin 1 3074 0 0 => data_batch_5.bin: ... 2 records of 3073",
         "text bad/batches.meta.txt => batches.meta.txt: empty",
-        "text bad/batches.meta.txt a\nb\n => data_batch_1.bin: record 2 ... label 2; the 2 classes",
+        "text bad/batches.meta.txt a\nb\n => data_batch_1.bin: record 2 ... label 2, not 0 to 1",
         "folder bad/batches.meta.txt => batches.meta.txt: it is a folder",
         "folder bad/cat == train 0 1 2 | test 0 1 |", // a sub-folder without pictures
         "text bad/cat/a.ppm P6 1 1 255\nabc => bad: ... CIFAR-10 ... PPM",
@@ -1426,7 +1426,7 @@ static void test_records_refused(void) {
     };
     files_make(4, record_sets);
     files_make(4, bad);
-    check_folder("nowhere", 8, " => nowhere: no such folder");
+    check_folder("nowhere", 8, " => nowhere: No such file");
     check_folder("idx", 0, " => n_px 0 ... 1 to 256");
     check_folder("idx", 257, " => n_px 257 ... 1 to 256");
 #undef TRAIN
@@ -1501,10 +1501,10 @@ static void test_folders(void) {
         "text tree/train/ant/.x.ppm not a picture",
         "text tree/train/ant/notes.txt not a picture"
         " == train 40/0 50/1 51/1 52/1 30/2 31/2 | test 70/1 60/2 | Zebra,ant,owl.",
-        "text tree/train/top.ppm P6 1 1 255\nabc => train/top.ppm: ... beside the classes",
+        "text tree/train/top.ppm P6 1 1 255\nabc => tree/train: 1 pictures lie beside the classes",
         "folder tree/train/cat => train/cat: no picture",
         "pictures tree/test/emu 1 10 => test/emu ... no training pictures",
-        "folder tree/train/emu => test/emu ... no training pictures",
+        "folder tree/train/emu => train/emu: no picture",
         "text tree/train/emu/1.jpg ? => train/emu/1.jpg ... mogrify ... train/emu/*.jpg",
         "pictures half/train/owl 2 30 => half/test: No such file",
         "folder half/test => half ... 0 for testing",
