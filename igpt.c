@@ -2055,12 +2055,11 @@ static FILE *file_create(const char *path) {
 static int file_finish(FILE *f, const char *path, int bad) {
     char hidden[PATH_SIZE + 8];
     snprintf(hidden, sizeof hidden, "%.*s.part", PATH_SIZE, path);
-    int broken = ferror(f) || fflush(f) || fsync(fileno(f)), reason = errno;
-    if (fclose(f) && !broken) broken = 1, reason = errno;
-    if (!broken && !bad && rename(hidden, path)) broken = 1, reason = errno;
-    if (!broken && !bad) return 0;
-    remove(hidden);
-    return bad ? -1 : fail("cannot write %s: %s", path, strerror(reason));
+    if (!bad && (ferror(f) || fflush(f) || fsync(fileno(f)) || rename(hidden, path)))
+        bad = fail("cannot write %s: %s", path, strerror(errno));
+    fclose(f); // all is on the disk already
+    if (bad) remove(hidden);
+    return bad ? -1 : 0;
 }
 
 /* The next n bytes of a file, closed by a zero, to be given back with free(); NULL: fail. */
@@ -2171,7 +2170,7 @@ static int pnm_decode(uint8_t *bytes, Size n, const char *path, uint8_t *out, Si
         if (v > maxval) return fail("%s: sample %lld is %lld, above maxval", path, i, v);
         bytes[i] = (uint8_t)((v * 255 + maxval / 2) / maxval);
     }
-    return resize(bytes, width, height, (Size[]){channels * width, channels, channels / 3}, out,
+    return resize(bytes, width, height, (Size[]){channels * width, channels, channels == 3}, out,
                   px);
 }
 
@@ -2183,16 +2182,11 @@ int image_read(const char *path, uint8_t *rgb, Size px) {
     return bad ? -1 : 0;
 }
 
-/* Data sets. */
-
 void dataset_free(Dataset *data) {
-    Images *sets[] = {&data->train, &data->test};
-    for (int i = 0; i < 2; i++) {
-        free(sets[i]->rgb);
-        free(sets[i]->tokens);
-        free(sets[i]->labels);
-    }
-    free(data->class_names);
+    const Images *train = &data->train, *test = &data->test;
+    void *pieces[] = {train->rgb,   train->tokens, train->labels,    test->rgb,
+                      test->tokens, test->labels,  data->class_names};
+    for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) free(pieces[k]);
     *data = (Dataset){.n_class = 0};
 }
 
@@ -2277,7 +2271,6 @@ static const Layout layouts[] = {
                {"t10k-images-idx3-ubyte", OF_TEST}, {"t10k-labels-idx1-ubyte", OF_TEST | LABELS}}},
 };
 // clang-format on
-enum { N_LAYOUTS = sizeof layouts / sizeof *layouts };
 
 /* Is a file there, as it is (1) or only packed as the sets' makers publish it (2)? */
 static int file_form(const char *path) {
@@ -2366,7 +2359,6 @@ static Size hold_out(Size *index, Size n, Size percent, Size label) {
    (class NULL). Where set is NULL, 15 % go to the test set, the others to training. */
 static int class_read(Dataset *data, Images *set, const char *dir, const char *class,
                       struct dirent **entries, Size *index, Size n) {
-    char path[PATH_SIZE];
     Size known = data->n_class, held = 0;
     int label = class ? class_number(data, class) : NO_LABEL, bad = label < 0;
     if (set == &data->test && data->n_class > known)
@@ -2379,7 +2371,7 @@ static int class_read(Dataset *data, Images *set, const char *dir, const char *c
         uint8_t *rgb = images_add(to);
         if ((bad = !rgb)) continue;
         to->labels[to->n - 1] = (uint16_t)label;
-        bad = path_join(path, dir, entries[index[i]]->d_name) || image_read(path, rgb, to->px);
+        bad = image_read(file_in(dir, entries[index[i]]->d_name), rgb, to->px);
     }
     return bad ? -1 : 0;
 }
@@ -2411,9 +2403,8 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
     }
     if (!bad && n > 0) bad = class_read(data, set, dir, class, entries, index, n);
     if (!bad && foreign && pictures_in(data) == before)
-        bad = fail("%s/%s is no PPM file; this makes one beside each such picture: mogrify -format "
-                   "ppm %s/*%s",
-                   dir, foreign, dir, strrchr(foreign, '.'));
+        bad = fail("%s/%s is no PPM file; to make one of each: mogrify -format ppm %s/*%s", dir,
+                   foreign, dir, strrchr(foreign, '.'));
     if (!bad && !class && data->n_class && *empty)
         bad = fail("%s: no picture in it that can be read", empty);
     if (!bad && !class && data->n_class && n > 0)
@@ -2435,21 +2426,20 @@ static int pictures_read(Dataset *data, const char *dir) {
 
 /* Find out what lies in dir, and read it. */
 static int recognise(Dataset *data, const char *dir) {
-    const Layout *found = NULL;
-    for (const Layout *layout = layouts; layout < layouts + N_LAYOUTS; layout++) {
-        int k = 0;
-        while (layout->files[k].name && !file_form(file_in(dir, layout->files[k].name))) k++;
-        if (!layout->files[k].name) continue;
-        if (found)
-            return fail("%s: two data sets in one folder, %s and %s", dir, found->name,
-                        layout->name);
-        found = layout;
-    }
     int bad = pictures_read(data, dir);
-    if (found && pictures_in(data))
-        return fail("%s: two data sets in one folder, %s and PPM pictures", dir, found->name);
-    if (found) return layout_read(data, found, dir); // whatever other folders lie there
-    if (bad || pictures_in(data)) return bad;
+    const char *found = pictures_in(data) ? "PPM pictures" : NULL;
+    const Layout *layout = NULL; // where there is one, other folders' faults do not matter
+    for (size_t l = 0; l < sizeof layouts / sizeof *layouts; l++) {
+        int k = 0;
+        while (layouts[l].files[k].name && !file_form(file_in(dir, layouts[l].files[k].name))) k++;
+        if (!layouts[l].files[k].name) continue;
+        layout = &layouts[l];
+        if (found)
+            return fail("%s: two data sets in one folder, %s and %s", dir, found, layout->name);
+        found = layout->name;
+    }
+    if (layout) return layout_read(data, layout, dir);
+    if (bad || found) return bad;
     return fail("%s: no data set found; looked for data_batch_1.bin (CIFAR-10), train.bin "
                 "(CIFAR-100), train_X.bin (STL-10), train-images-idx3-ubyte (IDX), *.ppm and "
                 "*.pgm, also in sub-folders",
@@ -2468,29 +2458,25 @@ int dataset_read(Dataset *data, const char *dir, Size n_px) {
     return bad ? -1 : 0;
 }
 
-/* Where pixel i, counted from the picture's edge, comes from: -1 mirrors to 1, px to px - 2. */
-static Size reflect(Size i, Size px) {
-    if (i < 0) return -i;
-    return i < px ? i : 2 * (px - 1) - i;
-}
+/* Where pixel i comes from, which may lie beyond the edges at 0 and last: -1 mirrors to 1, last + 1
+   to last - 1. */
+static Size reflect(Size i, Size last) { return last - llabs(last - llabs(i)); }
 
 void image_augment(const uint16_t *in, uint16_t *out, Size px, int flip, Size pad, Size dy,
                    Size dx) {
     for (Size y = 0; y < px; y++)
         for (Size x = 0; x < px; x++) {
-            Size row = reflect(y + dy - pad, px), column = reflect(x + dx - pad, px);
+            Size row = reflect(y + dy - pad, px - 1), column = reflect(x + dx - pad, px - 1);
             out[y * px + x] = in[row * px + (flip ? px - 1 - column : column)];
         }
 }
 
 int images_quantise(Images *set, const real *palette, Size K) {
     Size n = set->n * set->px * set->px;
-    uint16_t *tokens = zalloc(n, sizeof *tokens);
-    int bad = !tokens || palette_index(tokens, set->rgb, n, palette, K);
-    free(bad ? (void *)tokens : set->rgb);
-    if (bad) return -1;
+    set->tokens = zalloc(n, sizeof *set->tokens);
+    if (!set->tokens || palette_index(set->tokens, set->rgb, n, palette, K)) return -1;
+    free(set->rgb);
     set->rgb = NULL;
-    set->tokens = tokens;
     return 0;
 }
 
@@ -2509,8 +2495,7 @@ int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed,
         if (left < per_class)
             bad = fail("class %lld has %lld labels besides those for validation, not %lld", c, left,
                        per_class);
-        uint64_t stream = stream_of(FOR_LABELS, (uint64_t)(draw << 16 | c));
-        if (per_class) random_shuffle(index, left, seed, stream);
+        random_shuffle(index, left, seed, stream_of(FOR_LABELS, (uint64_t)(draw << 16 | c)));
         validation->n += held;
         train->n += per_class ? per_class : left;
     }

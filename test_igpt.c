@@ -1420,7 +1420,7 @@ static void test_records_refused(void) {
         "text bad/batches.meta.txt a\nb\n => data_batch_1.bin: record 2 ... label 2, not 0 to 1",
         "folder bad/batches.meta.txt => batches.meta.txt: it is a folder",
         "folder bad/cat == train 0 1 2 | test 0 1 |", // a sub-folder without pictures
-        "text bad/cat/a.ppm P6 1 1 255\nabc => bad: ... CIFAR-10 ... PPM",
+        "text bad/cat/a.ppm P6 1 1 255\nabc => bad: ... PPM ... CIFAR-10",
         "records bad/test.bin 1 3074 1 0 => bad: ... CIFAR-10 ... CIFAR-100",
         NULL,
     };
