@@ -2238,9 +2238,8 @@ static int class_names_read(Dataset *data, const char *path, Size n) {
     return bad ? -1 : 0;
 }
 
-/* Sets of records. */
-
-enum { OF_TEST = 1, LABELS = 2, OPTIONAL = 4 }; // what a file is: else training's pictures
+/* Sets of records. What a file is, if not just pictures for training: */
+enum { OF_TEST = 1, LABELS = 2, OPTIONAL = 4 };
 
 typedef struct {
     const char *name, *classes; // the set's, and that of its file of class names
@@ -2331,8 +2330,7 @@ static int layout_read(Dataset *data, const Layout *layout, const char *dir) {
     return bad ? -1 : 0;
 }
 
-/* Folders of pictures. */
-
+/* Folders of pictures. Their entries are put in the order of strcmp, in every locale. */
 static int by_name(const struct dirent **a, const struct dirent **b) {
     return strcmp((*a)->d_name, (*b)->d_name);
 }
@@ -2355,11 +2353,13 @@ static Size hold_out(Size *index, Size n, Size percent, Size label) {
     return held == 0 && n > 1 ? 1 : held;
 }
 
-/* Add those n of a folder's entries that `index` lists to a set, with the class's label, or without
-   (class NULL). Where set is NULL, 15 % go to the test set, the others to training. */
+/* Add those n of a folder's entries that `index` lists to a set, with the class's label; without,
+   where class is NULL. Where set is NULL, 15 % go to the test set, the others to training. */
 static int class_read(Dataset *data, Images *set, const char *dir, const char *class,
                       struct dirent **entries, Size *index, Size n) {
     Size known = data->n_class, held = 0;
+    if (!class && known)
+        return fail("%s: pictures lie beside the classes' folders, not in one", dir);
     int label = class ? class_number(data, class) : NO_LABEL, bad = label < 0;
     if (set == &data->test && data->n_class > known)
         return fail("%s: no training pictures are of this class", dir);
@@ -2369,9 +2369,8 @@ static int class_read(Dataset *data, Images *set, const char *dir, const char *c
     for (Size i = 0; i < n && !bad; i++) {
         Images *to = set ? set : i < held ? &data->test : &data->train;
         uint8_t *rgb = images_add(to);
-        if ((bad = !rgb)) continue;
-        to->labels[to->n - 1] = (uint16_t)label;
-        bad = image_read(file_in(dir, entries[index[i]]->d_name), rgb, to->px);
+        if (rgb) to->labels[to->n - 1] = (uint16_t)label;
+        bad = !rgb || image_read(file_in(dir, entries[index[i]]->d_name), rgb, to->px);
     }
     return bad ? -1 : 0;
 }
@@ -2407,8 +2406,6 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
                    foreign, dir, strrchr(foreign, '.'));
     if (!bad && !class && data->n_class && *empty)
         bad = fail("%s: no picture in it that can be read", empty);
-    if (!bad && !class && data->n_class && n > 0)
-        bad = fail("%s: %lld pictures lie beside the classes' folders, not in one", dir, n);
     for (int i = 0; i < count; i++) free(entries[i]);
     free(entries);
     free(index);

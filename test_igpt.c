@@ -1501,7 +1501,7 @@ static void test_folders(void) {
         "text tree/train/ant/.x.ppm not a picture",
         "text tree/train/ant/notes.txt not a picture"
         " == train 40/0 50/1 51/1 52/1 30/2 31/2 | test 70/1 60/2 | Zebra,ant,owl.",
-        "text tree/train/top.ppm P6 1 1 255\nabc => tree/train: 1 pictures lie beside the classes",
+        "text tree/train/top.ppm P6 1 1 255\nabc => tree/train: ... beside the classes",
         "folder tree/train/cat => train/cat: no picture",
         "pictures tree/test/emu 1 10 => test/emu ... no training pictures",
         "folder tree/train/emu => train/emu: no picture",
