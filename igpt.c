@@ -1777,24 +1777,18 @@ Size feature_width(const Config *c, int pool) {
     return c->n_embd * (pool == POOL_NONE ? positions(c) : 1);
 }
 
-void model_features(const Model *m, Activations *s, const Batch *batch, const Features *f,
-                    double scale, real *out) {
+void model_features(const Model *m, Activations *s, const Batch *batch, int pool, double scale,
+                    real *out) {
     const Config *c = &m->config;
-    Size T = positions(c), d = c->n_embd, width = feature_width(c, f->pool);
+    Size T = positions(c), d = c->n_embd, width = feature_width(c, pool);
     model_embed(m, s, batch);
-    for (Size l = 0, end = f->first + f->count; l < end; l++) {
+    for (Size l = 0; l <= c->n_layer; l++) {
         if (l > 0) block_forward(m, s, l - 1, batch->B);
-        if (l < f->first) continue;
         const real *gain = weight(m, l < c->n_layer ? LN_1 : LN_F, l).data;
         rms_forward(s->n, s->inv_f, s->layer[l].h, gain, batch->B * T, d);
-        pool_add(out, f->count * width, s->n, batch->B, T, d, f->pool, scale);
-        out += width;
+        pool_add(out + l * width, (c->n_layer + 1) * width, s->n, batch->B, T, d, pool, scale);
     }
 }
-
-/* L-BFGS. Newton's step -H^-1 g without a matrix: what the last few steps did to the gradient says
-   enough of the curvature to correct the gradient's direction. */
-enum { HISTORY = 10 };
 
 /* Like dot, summed in double: a search along a line lives on small differences. */
 static double wide_dot(const real *a, const real *b, Size n) {
@@ -1809,47 +1803,49 @@ static void add_scaled(real *out, double scale, const real *x, Size n) {
     for (Size i = 0; i < n; i++) out[i] += (real)scale * x[i];
 }
 
-/* d = -H^-1 g by the two loops over the last steps s (HISTORY, n) and the changes y (HISTORY, n) of
-   the gradient along them; step number i lies in slot i % HISTORY, curvature holds s y. */
-static void newton_direction(real *d, const real *g, const real *s, const real *y,
-                             const double *curvature, Size step, Size n) {
-    double alpha[HISTORY];
-    Size oldest = step < HISTORY ? 0 : step - HISTORY;
-    for (Size i = 0; i < n; i++) d[i] = -g[i];
-    for (Size k = step - 1; k >= oldest; k--) {
-        Size slot = k % HISTORY;
-        alpha[slot] = wide_dot(s + slot * n, d, n) / curvature[slot];
-        add_scaled(d, -alpha[slot], y + slot * n, n);
-    }
-    if (step) { // start the second loop from H^-1 = (s y / y y) I, the newest step's scale
-        const real *newest = y + (step - 1) % HISTORY * n;
-        double scale = curvature[(step - 1) % HISTORY] / wide_dot(newest, newest, n);
-        for (Size i = 0; i < n; i++) d[i] *= (real)scale;
-    }
-    for (Size k = oldest; k < step; k++) {
-        Size slot = k % HISTORY;
-        double beta = wide_dot(y + slot * n, d, n) / curvature[slot];
-        add_scaled(d, alpha[slot] - beta, s + slot * n, n);
-    }
+/* L-BFGS. Newton's step -H^-1 g without a matrix: what the last few steps did to the gradient says
+   enough of the curvature H to correct the gradient's direction. */
+enum { HISTORY = 10 };
+
+typedef struct {
+    real *s, *y;      // a step (n), and the change of the gradient along it (n)
+    double curvature; // s y
+} Step;
+
+/* d = H^-1 d, from the last `count` steps, the newest first: the part of d that the newest one
+   explains is taken out, the older ones do the rest, and it is put in again as that step would have
+   it. Where there are no more, H^-1 is `scale`. */
+static void inverse_curvature(real *d, Size n, const Step *steps, Size count, double scale) {
+    for (Size i = 0; i < n && !count; i++) d[i] *= (real)scale;
+    if (!count) return;
+    double alpha = wide_dot(steps->s, d, n) / steps->curvature;
+    add_scaled(d, -alpha, steps->y, n);
+    inverse_curvature(d, n, steps + 1, count - 1, scale);
+    double beta = wide_dot(steps->y, d, n) / steps->curvature;
+    add_scaled(d, alpha - beta, steps->s, n);
 }
 
 Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double tolerance) {
     enum { TRIALS = 30 };
     real *memory = zalloc((4 + 2 * HISTORY) * n, sizeof *memory);
     if (!memory) return -1;
-    real *g = memory, *d = g + n, *next_x = d + n, *next_g = next_x + n;
-    real *s = next_g + n, *y = s + HISTORY * n;
-    double curvature[HISTORY], value = f(context, x, g);
-    Size step = 0, bytes = n * sizeof *x;
+    real *g = memory, *d = g + n, *next_x = d + n, *next_g = next_x + n, *history = next_g + n;
+    Step steps[HISTORY];
+    for (Size k = 0; k < HISTORY; k++)
+        steps[k] = (Step){history + 2 * k * n, history + (2 * k + 1) * n, 0};
+    double value = f(context, x, g), scale = 1;
+    Size step = 0;
     for (; step < most; step++) {
         double largest = 0, low = 0, high = INFINITY, next = value;
-        for (Size i = 0; i < n; i++) largest = fmax(largest, fabs((double)g[i]));
+        for (Size i = 0; i < n; i++)
+            if (fabs((double)g[i]) > largest) largest = fabs((double)g[i]);
         if (largest <= tolerance) break;
-        newton_direction(d, g, s, y, curvature, step, n);
+        for (Size i = 0; i < n; i++) d[i] = -g[i];
+        inverse_curvature(d, n, steps, min(step, HISTORY), scale);
         double slope = wide_dot(d, g, n), length = step ? 1 : fmin(1, 1 / sqrt(-slope));
         int trial = 0;
         for (; trial < TRIALS && slope < 0; trial++) { // weak Wolfe conditions, by bisection
-            memcpy(next_x, x, bytes);
+            memcpy(next_x, x, n * sizeof *x);
             add_scaled(next_x, length, d, n);
             next = f(context, next_x, next_g);
             if (!(next <= value + 1e-4 * length * slope)) high = length; // falls too little
@@ -1858,14 +1854,17 @@ Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double toleranc
             length = isinf(high) ? 2 * low : (low + high) / 2;
         }
         if (trial == TRIALS || !(slope < 0)) break; // rounding hides what there is left to gain
-        Size slot = step % HISTORY * n;
+        Step newest = steps[HISTORY - 1];           // in the memory of the oldest
+        memmove(steps + 1, steps, (HISTORY - 1) * sizeof *steps);
         for (Size i = 0; i < n; i++) {
-            s[slot + i] = next_x[i] - x[i];
-            y[slot + i] = next_g[i] - g[i];
+            newest.s[i] = next_x[i] - x[i];
+            newest.y[i] = next_g[i] - g[i];
+            x[i] = next_x[i];
+            g[i] = next_g[i];
         }
-        curvature[step % HISTORY] = wide_dot(s + slot, y + slot, n);
-        memcpy(x, next_x, bytes);
-        memcpy(g, next_g, bytes);
+        newest.curvature = wide_dot(newest.s, newest.y, n);
+        scale = newest.curvature / wide_dot(newest.y, newest.y, n);
+        steps[0] = newest;
         value = next;
     }
     free(memory);
@@ -1884,46 +1883,39 @@ typedef struct {
     Team team;
 } Logistic;
 
-/* logits (n, C) = x W' + b; w holds W (C, width), then b (C). */
-static void logistic_logits(const Logistic *p, const real *w) {
-    Matrix weights = matrix(w, p->C, p->x.cols);
-    const real *bias = w + p->C * p->x.cols;
-    for (Size i = 0; i < p->x.rows; i++) memcpy(p->logits + i * p->C, bias, p->C * sizeof *bias);
-    matmul(p->team, matrix(p->logits, p->x.rows, p->C), p->x, transposed(weights), 1);
-}
-
-/* The mean nll + l2 / 2 |W|^2.  With P (n, C) the logits' gradient: dW = P' x + l2 W, db = P' 1. */
+/* The mean nll + l2 / 2 |W|^2, logits = x W' + b; w holds W (C, width), then b (C). With P (n, C)
+   the logits' gradient: dW = P' x + l2 W, db = P' 1. */
 static double logistic_loss(void *context, const real *w, real *gradient) {
     const Logistic *p = context;
     Size n = p->x.rows, C = p->C, size = C * p->x.cols;
-    double loss = 0;
-    logistic_logits(p, w);
+    Matrix logits = matrix(p->logits, n, C);
+    double loss = p->l2 / 2 * wide_dot(w, w, size);
+    for (Size i = 0; i < n; i++) memcpy(p->logits + i * C, w + size, C * sizeof *w);
+    matmul(p->team, logits, p->x, transposed(matrix(w, C, p->x.cols)), 1);
     cross_entropy_forward(p->logits, p->nll, p->labels, n, C);
     for (Size i = 0; i < n; i++) {
         loss += (double)p->nll[i] / (double)n;
         p->nll[i] = 1 / (real)n;
     }
     cross_entropy_backward(p->logits, p->labels, p->nll, n, C);
-    matmul(p->team, matrix(gradient, C, p->x.cols), transposed(matrix(p->logits, n, C)), p->x, 0);
+    matmul(p->team, matrix(gradient, C, p->x.cols), transposed(logits), p->x, 0);
     add_scaled(gradient, p->l2, w, size);
-    for (Size k = 0; k < C; k++) {
-        double sum = 0;
-        for (Size i = 0; i < n; i++) sum += (double)p->logits[i * C + k];
-        gradient[size + k] = (real)sum;
-    }
-    return loss + p->l2 / 2 * wide_dot(w, w, size);
+    memset(gradient + size, 0, C * sizeof *gradient);
+    for (Size i = 0; i < n; i++) add_scaled(gradient + size, 1, p->logits + i * C, C);
+    return loss;
 }
 
 Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2, double tolerance) {
     enum { MOST_STEPS = 1000 };
-    Size n = x.rows, steps = -1;
-    Logistic p = {x,         labels, C, l2, zalloc(n * C, sizeof(real)), zalloc(n, sizeof(real)),
-                  team_new()};
-    if (p.logits && p.nll && p.team.memory)
+    real *memory = zalloc(x.rows * (C + 1), sizeof *memory);
+    Team team = team_new();
+    Size steps = -1;
+    if (memory && team.memory) {
+        Logistic p = {x, labels, C, l2, memory, memory + x.rows * C, team};
         steps = lbfgs(logistic_loss, &p, w, (x.cols + 1) * C, MOST_STEPS, tolerance);
-    free(p.logits);
-    free(p.nll);
-    free(p.team.memory);
+    }
+    free(team.memory);
+    free(memory);
     return steps;
 }
 
@@ -1960,6 +1952,8 @@ static void standardise(Matrix x, Size n) {
     }
 }
 
+static const char *const part_names[N_PARTS] = {"train", "validation", "test"};
+
 /* Fit with each L2 strength, from the strongest on, each from the last one's weights. */
 static int probe_grid(Probe *probe, const Matrix x[N_PARTS], uint16_t *const labels[N_PARTS],
                       Size C) {
@@ -1979,10 +1973,9 @@ static int probe_grid(Probe *probe, const Matrix x[N_PARTS], uint16_t *const lab
 
 /* The parts' rows are brought together, one part behind the other. */
 int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS], Size C) {
-    static const char *const purposes[] = {"train on", "validate on", "test on"};
     Size n = 0, width = x.cols, row = 0;
     for (int i = 0; i < N_PARTS; n += parts[i++].n)
-        if (!parts[i].n) return fail("there are no labelled pictures to %s", purposes[i]);
+        if (!parts[i].n) return fail("no labelled pictures for the part %s", part_names[i]);
     Matrix all = matrix(zalloc(n * width, sizeof(real)), n, width), part_x[N_PARTS];
     uint16_t *all_labels = zalloc(n, sizeof *all_labels), *part_labels[N_PARTS];
     int bad = !all.data || !all_labels;
@@ -4282,25 +4275,27 @@ static void command_sample(Options *o) {
     printf("samples %s\n", path);
 }
 
-/* The pictures to complete, as tokens (n, T): those of --image; or test pictures, evenly spread
-   from the one that the seed counts to. */
-static uint16_t *originals_read(const Options *o, const Model *m, Size *n) {
+/* The pictures to complete: those of --image; or test pictures, evenly spread from the one that the
+   seed counts to. */
+static Images originals_read(const Options *o, const Model *m) {
     enum { TEST_PICTURES = 8 };
-    Size px = m->config.n_px, T = px * px;
-    Dataset data = {.n_class = 0};
-    if (!o->image) need(!dataset_read(&data, o->data, px));
-    Size n_test = data.test.n;
-    *n = o->image ? o->n_images : min(n_test, TEST_PICTURES);
-    uint8_t *rgb = need_memory(*n * T, 3);
-    uint16_t *tokens = need_memory(*n * T, sizeof *tokens);
-    for (Size i = 0; i < *n; i++) {
-        if (o->image) need(!image_read(o->image[i], rgb + 3 * i * T, px));
-        else
-            memcpy(rgb + 3 * i * T, images_at(&data.test, (i * n_test / *n + o->seed) % n_test),
-                   3 * T);
+    Images set = {.n = o->n_images, .px = m->config.n_px};
+    Dataset data;
+    if (!o->image) {
+        need(!dataset_read(&data, o->data, set.px));
+        set.n = min(data.test.n, TEST_PICTURES);
     }
-    need(!palette_index(tokens, rgb, *n * T, m->palette, m->config.n_vocab));
-    return tokens;
+    Size bytes = 3 * set.px * set.px;
+    set.rgb = need_memory(set.n, (size_t)bytes);
+    for (Size i = 0; i < set.n; i++) {
+        if (o->image) need(!image_read(o->image[i], images_at(&set, i), set.px));
+        else {
+            Size from = (i * data.test.n / set.n + o->seed) % data.test.n;
+            memcpy(images_at(&set, i), images_at(&data.test, from), bytes);
+        }
+    }
+    need(!images_quantise(&set, m->palette, m->config.n_vocab));
+    return set;
 }
 
 /* A sheet like the paper's figure 1: a line for each picture has what is given, the rest in grey,
@@ -4310,24 +4305,24 @@ static void command_complete(Options *o) {
     Model m;
     need(!model_load(&m, o->model));
     Size px = m.config.n_px, T = px * px, rows = o->rows < 0 ? px / 2 : o->rows;
-    Size each = o->n, columns = each + 2, n;
+    Size each = o->n, columns = each + 2;
     if (rows > px) stop("--rows %lld: the model's pictures have %lld", rows, px);
-    uint16_t *originals = originals_read(o, &m, &n);
+    Images set = originals_read(o, &m);
     need_folder(o->out);
-    uint16_t *drawn = need_memory(n * each * T, sizeof *drawn);
-    for (Size i = 0; i < n * each; i++)
-        memcpy(drawn + i * T, originals + i / each * T, T * sizeof *drawn);
-    draw_and_time(o, &m, drawn, n * each, rows);
-    uint8_t *sheet = need_memory(n * columns * T, 3);
-    for (Size i = 0; i < n; i++) {
-        uint8_t *line = sheet + 3 * i * columns * T;
+    uint16_t *drawn = need_memory(set.n * each * T, sizeof *drawn);
+    for (Size i = 0; i < set.n * each; i++)
+        memcpy(drawn + i * T, set.tokens + i / each * T, T * sizeof *drawn);
+    draw_and_time(o, &m, drawn, set.n * each, rows);
+    uint8_t *sheet = need_memory(set.n * columns * T, 3), *line = sheet;
+    for (Size i = 0; i < set.n; i++, line += 3 * columns * T) {
+        const uint16_t *original = set.tokens + i * T;
         memset(line, GREY, 3 * T);
-        palette_colours(line, originals + i * T, rows * px, m.palette);
+        palette_colours(line, original, rows * px, m.palette);
         palette_colours(line + 3 * T, drawn + i * each * T, each * T, m.palette);
-        palette_colours(line + 3 * (each + 1) * T, originals + i * T, T, m.palette);
+        palette_colours(line + 3 * (each + 1) * T, original, T, m.palette);
     }
     const char *path = file_in(o->out, "completions.png");
-    need(!sheet_write(path, sheet, n * columns, px, columns));
+    need(!sheet_write(path, sheet, set.n * columns, px, columns));
     printf("completions %s\n", path);
 }
 
@@ -4373,41 +4368,33 @@ static void command_info(Options *o) {
     printf("training_memory_mb %.0f\nsampling_memory_mb %.0f\n", training / 1e6, sampling / 1e6);
 }
 
-/* A sheet about a palette: pictures of its colours, from dark to light, then rows of test pictures,
-   each above a row of what the palette makes of them. */
-static const real *by_light_palette;
-
-static int by_light(const void *a, const void *b) {
-    const real *x = by_light_palette + 3 * *(const uint16_t *)a;
-    const real *y = by_light_palette + 3 * *(const uint16_t *)b;
+static int by_light(const void *a, const void *b) { // of colours
+    const real *x = a, *y = b;
     double light = 0.299 * (double)(x[0] - y[0]) + 0.587 * (double)(x[1] - y[1]) +
                    0.114 * (double)(x[2] - y[2]);
-    if (light == 0) return *(const uint16_t *)a - *(const uint16_t *)b; // any qsort agrees
+    if (light == 0) return memcmp(x, y, 3 * sizeof *x); // any qsort agrees
     return light > 0 ? 1 : -1;
 }
 
+/* A sheet about a palette: pictures of its colours, from dark to light, then rows of test pictures,
+   each above a row of what the palette makes of them. */
 static void palette_sheet(const char *path, const real *palette, Size K, const Images *test,
-                          const uint16_t *tokens) {
+                          const uint8_t *quantised) {
     enum { COLUMNS = SHEET_COLUMNS, PAIRS = 2 };
     Size px = test->px, T = px * px, side = px > 1 ? px / 2 : 1, zoom = px / side; // of swatches
     Size top = round_up(ceil_div(K, side * side), COLUMNS), n = top + 2 * PAIRS * COLUMNS;
-    uint8_t *rgb = need_memory(n * T, 3);
-    uint16_t *order = need_memory(K, sizeof *order);
-    memset(rgb, GROUND, 3 * n * T);
-    for (Size k = 0; k < K; k++) order[k] = k;
-    by_light_palette = palette;
-    qsort(order, K, sizeof *order, by_light);
-    for (Size k = 0; k < K; k++) {
-        Size picture = k / (side * side), y = k / side % side, x = k % side;
-        for (Size i = 0; i < zoom * zoom; i++) {
-            Size pixel = (y * zoom + i / zoom) * px + x * zoom + i % zoom;
-            palette_colours(rgb + 3 * (picture * T + pixel), order + k, 1, palette);
-        }
+    uint8_t *rgb = memset(need_memory(n * T, 3), GROUND, 3 * n * T);
+    real *sorted = memcpy(need_memory(3 * K, sizeof *sorted), palette, 3 * K * sizeof *sorted);
+    qsort(sorted, K, 3 * sizeof *sorted, by_light);
+    for (Size i = 0; i < top * T; i++) {
+        Size y = i / px % px / zoom, x = i % px / zoom, k = (i / T * side + y) * side + x;
+        uint16_t token = (uint16_t)k;
+        if (y < side && x < side && k < K) palette_colours(rgb + 3 * i, &token, 1, sorted);
     }
     for (Size i = 0; i < min(test->n, PAIRS * COLUMNS); i++) {
         uint8_t *above = rgb + 3 * T * (top + i / COLUMNS * 2 * COLUMNS + i % COLUMNS);
         memcpy(above, images_at(test, i), 3 * T);
-        palette_colours(above + 3 * T * COLUMNS, tokens + i * T, T, palette);
+        memcpy(above + 3 * T * COLUMNS, quantised + 3 * T * i, 3 * T);
     }
     need(!sheet_write(path, rgb, n, px, COLUMNS));
 }
@@ -4426,7 +4413,7 @@ static void command_palette(Options *o) {
     double squares = 0;
     for (Size i = 0; i < 3 * n; i++) squares += pow((double)test->rgb[i] - rgb[i], 2);
     need(!palette_save(file_in(o->out, "preprocessor_config.json"), palette, o->n_vocab, o->n_px));
-    palette_sheet(file_in(o->out, "palette.png"), palette, o->n_vocab, test, tokens);
+    palette_sheet(file_in(o->out, "palette.png"), palette, o->n_vocab, test, rgb);
     printf("colours %lld\nrms_error %.3f\n", o->n_vocab, sqrt(squares / (3 * (double)n)));
     printf("palette %s\n", file_in(o->out, "preprocessor_config.json"));
     printf("picture %s\n", file_in(o->out, "palette.png"));
@@ -4437,208 +4424,180 @@ static void command_palette(Options *o) {
 enum { PROBE_BATCH = 16, PROBE_DRAWS = 5 };
 
 typedef struct {
-    double layer;
-    double l2;                                // geometric mean over draws
+    char name[48];                            // a layer, "pixels", or "2-4", joined layers
+    double layer, l2;                         // L2 strength: geometric mean over draws
     double mean[N_PARTS], deviation[N_PARTS]; // accuracy in percent over draws
-    char name[48];                            // "pixels", a layer, or "2-4", joined layers
 } ProbeRow;
 
 typedef struct {
     const Options *o;
     Model model;
     Dataset data;
-    Pass pass;
-    Size n, n_train, draws; // labelled pictures: those for training come first
-    Size *picture;          // (n) the number of each in its set
-    uint16_t *labels;       // (n)
+    Images set; // the data's labelled pictures, those for training first
+    Subset all; // of these
+    Size layers, draws;
     Subset part[PROBE_DRAWS][N_PARTS];
-    real *features; // (n, held.count, width)
-    Features held;
-    Size width;
     ProbeRow *rows; // layers 0 .. L, pixels, then joined layers where --concat asks for them
     Size n_rows;
 } ProbeRun;
 
-static const Images *probe_set(const ProbeRun *p, Size i) {
-    return i < p->n_train ? &p->data.train : &p->data.test;
-}
-
-/* The labelled pictures of a set go to the end of the list. */
-static void probe_list(ProbeRun *p, const Images *set) {
-    for (Size i = 0; i < set->n; i++) {
-        if (set->labels[i] == NO_LABEL) continue;
-        p->picture[p->n] = i;
-        p->labels[p->n++] = set->labels[i];
+/* The labelled pictures of a set go behind those that are there. */
+static void probe_add(ProbeRun *p, const Images *from) {
+    Images *set = &p->set;
+    Size bytes = 3 * from->px * from->px;
+    set->px = from->px;
+    for (Size i = 0; i < from->n; i++) {
+        if (from->labels[i] == NO_LABEL) continue;
+        set->rgb = grown(set->rgb, set->n, (size_t)bytes);
+        set->labels = grown(set->labels, set->n, sizeof *set->labels);
+        if (!set->rgb || !set->labels) stop("out of memory for the labelled pictures");
+        set->labels[set->n] = from->labels[i];
+        memcpy(images_at(set, set->n++), images_at(from, i), bytes);
     }
+    free(from->rgb);
 }
 
 static void probe_open(ProbeRun *p) {
     const Options *o = p->o;
     need(!model_load(&p->model, o->model));
-    const Config *c = &p->model.config;
-    if (o->concat > c->n_layer + 1)
-        stop("--concat %lld: there are only %lld layers", o->concat, c->n_layer + 1);
-    need(!dataset_read(&p->data, o->data, c->n_px));
+    p->layers = p->model.config.n_layer + 1;
+    if (o->concat > p->layers)
+        stop("--concat %lld: there are only %lld layers", o->concat, p->layers);
+    need(!dataset_read(&p->data, o->data, p->model.config.n_px));
     if (p->data.n_class < 2)
         stop("%s: a probe needs two classes or more, there are %lld", o->data, p->data.n_class);
-    Size most = p->data.train.n + p->data.test.n;
-    p->picture = need_memory(most, sizeof *p->picture);
-    p->labels = need_memory(most, sizeof *p->labels);
-    probe_list(p, &p->data.train);
-    p->n_train = p->n;
-    probe_list(p, &p->data.test);
+    probe_add(p, &p->data.train);
+    Size n_train = p->set.n;
+    probe_add(p, &p->data.test);
+    p->all = all_of(&p->set);
+    p->rows = need_memory(p->layers + 2, sizeof *p->rows);
     p->draws = o->labels_per_class ? PROBE_DRAWS : 1;
-    p->width = feature_width(c, (int)o->pool);
-    p->rows = need_memory(c->n_layer + 3, sizeof *p->rows);
-    p->pass = pass_open(c, PROBE_BATCH, KEEP_NOTHING);
-    const Images labelled = {.n = p->n_train, .labels = p->labels};
-    Subset test = {p->n - p->n_train, need_memory(p->n, sizeof *test.index)};
-    for (Size i = 0; i < test.n; i++) test.index[i] = p->n_train + i;
+    const Images train = {.n = n_train, .labels = p->set.labels};
     for (Size draw = 0; draw < p->draws; draw++) {
         Subset *part = p->part[draw];
-        part[TEST_PART] = test;
-        if (labels_split(&labelled, p->data.n_class, o->labels_per_class, o->seed, draw,
+        part[TEST_PART] = (Subset){p->set.n - n_train, p->all.index + n_train};
+        if (labels_split(&train, p->data.n_class, o->labels_per_class, o->seed, draw,
                          &part[TRAIN_PART], &part[VALIDATION_PART]))
             stop("%s: %s", o->data, error_text());
     }
 }
 
-/* Fill a row: one probe for each draw. */
-static void probe_measure(const ProbeRun *p, ProbeRow *row, Matrix x) {
+/* The features of all layers (n, (L + 1) * width). */
+static Matrix probe_features(ProbeRun *p) {
+    const Options *o = p->o;
+    const Config *c = &p->model.config;
+    Images *set = &p->set;
+    Size T = positions(c), masks = is_masked(c) ? o->masks : 1, B;
+    Size cols = p->layers * feature_width(c, (int)o->pool);
+    say(NOTE, "features: %lld pictures x %lld numbers, %.0f MB", set->n, cols,
+        (double)set->n * (double)cols * sizeof(real) / 1e6);
+    Matrix x = matrix(need_memory(set->n, (size_t)cols * sizeof(real)), set->n, cols);
+    Pass pass = pass_open(c, PROBE_BATCH, KEEP_NOTHING);
+    set->tokens = need_memory(set->n * T, sizeof *set->tokens);
+    need(!palette_index(set->tokens, set->rgb, set->n * T, p->model.palette, c->n_vocab));
+    for (Size i = 0; i < set->n; i += B) {
+        B = min(PROBE_BATCH, set->n - i);
+        pass_fill(&pass, set, p->all.index + i, B);
+        for (Size k = 0; k < masks; k++) {
+            pass_mask(&pass, T, o->mask_prob, (uint64_t)o->seed, (uint64_t)(k << 32 | i));
+            model_features(&p->model, pass.acts, &pass.batch, (int)o->pool, 1.0 / (double)masks,
+                           element(x, i, 0));
+        }
+        say(PROGRESS, "features: %lld of %lld pictures", i + B, set->n);
+    }
+    return x;
+}
+
+/* The features, each picture's label, and its part in the first draw. */
+static void probe_export(const ProbeRun *p, Matrix x) {
+    Size n = p->set.n, layers = p->layers;
+    double *labels = need_memory(2 * n, sizeof *labels), *parts = labels + n;
+    for (Size i = 0; i < n; i++) {
+        labels[i] = p->set.labels[i];
+        parts[i] = -1; // not used
+    }
+    for (int k = 0; k < N_PARTS; k++)
+        for (Size i = 0; i < p->part[0][k].n; i++) parts[p->part[0][k].index[i]] = k;
+    const Stored list[] = {
+        {"features", REAL_DTYPE, 3, {n, layers, x.cols / layers}, .data = x.data},
+        {"labels", F32, 1, {n}, .wide = labels},
+        {"parts", F32, 1, {n}, .wide = parts}};
+    need(!safetensors_write(p->o->features, list, 3, NULL));
+    free(labels);
+}
+
+/* A row for the features x: one probe for each draw. */
+static void probe_row(ProbeRun *p, const char *name, Matrix x) {
+    ProbeRow *row = &p->rows[p->n_rows];
     Probe probes[PROBE_DRAWS];
-    double logs = 0, n = (double)p->draws;
+    double n = (double)p->draws, logs = 0;
+    snprintf(row->name, sizeof row->name, "%s", name);
+    row->layer = (double)p->n_rows++;
     for (Size draw = 0; draw < p->draws; draw++) {
-        say(PROGRESS, "probe: features %s, draw %lld of %lld", row->name, draw + 1, p->draws);
-        need(!probe_fit(&probes[draw], x, p->labels, p->part[draw], p->data.n_class));
+        say(PROGRESS, "probe: features %s, draw %lld of %lld", name, draw + 1, p->draws);
+        need(!probe_fit(&probes[draw], x, p->set.labels, p->part[draw], p->data.n_class));
         logs += log10(probes[draw].l2);
+        for (int k = 0; k < N_PARTS; k++) row->mean[k] += 100 * probes[draw].accuracy[k] / n;
     }
     row->l2 = pow(10, logs / n);
     for (int k = 0; k < N_PARTS; k++) {
-        double sum = 0, squares = 0;
-        for (Size draw = 0; draw < p->draws; draw++) sum += 100 * probes[draw].accuracy[k];
-        row->mean[k] = sum / n;
+        double squares = 0;
         for (Size draw = 0; draw < p->draws; draw++)
             squares += pow(100 * probes[draw].accuracy[k] - row->mean[k], 2);
-        row->deviation[k] = p->draws > 1 ? sqrt(squares / (n - 1)) : 0;
+        row->deviation[k] = sqrt(squares / fmax(n - 1, 1));
     }
+}
+
+/* A row for `count` neighbouring layers of the features x. */
+static void probe_layers(ProbeRun *p, Matrix x, Size first, Size count) {
+    Size width = x.cols / p->layers;
+    char name[48];
+    if (count == 1) snprintf(name, sizeof name, "%lld", first);
+    else snprintf(name, sizeof name, "%lld-%lld", first, first + count - 1);
+    probe_row(p, name, (Matrix){element(x, 0, first * width), x.rows, count * width, x.cols, 1});
 }
 
 /* The baseline: the pictures' own bytes. */
 static void probe_pixels(ProbeRun *p) {
-    Size width = 3 * positions(&p->model.config);
-    real *x = need_memory(p->n * width, sizeof *x);
-    ProbeRow *row = &p->rows[p->model.config.n_layer + 1];
-    snprintf(row->name, sizeof row->name, "pixels");
-    for (Size i = 0; i < p->n; i++) {
-        const uint8_t *rgb = images_at(probe_set(p, i), p->picture[i]);
-        for (Size j = 0; j < width; j++) x[i * width + j] = rgb[j];
-    }
-    probe_measure(p, row, matrix(x, p->n, width));
+    Size n = p->set.n, width = 3 * positions(&p->model.config);
+    real *x = need_memory(n * width, sizeof *x);
+    for (Size i = 0; i < n * width; i++) x[i] = p->set.rgb[i];
+    probe_row(p, "pixels", matrix(x, n, width));
     free(x);
 }
 
-/* Have the features of layers first .. first + count - 1 of all pictures in memory. */
-static void probe_hold(ProbeRun *p, Size first, Size count) {
-    const Config *c = &p->model.config;
-    Size T = positions(c), masks = is_masked(c) ? p->o->masks : 1, row = count * p->width, B;
-    if (first >= p->held.first && first + count <= p->held.first + p->held.count) return;
-    free(p->features);
-    p->features = need_memory(p->n * row, sizeof *p->features);
-    p->held = (Features){(int)p->o->pool, first, count};
-    for (Size i = 0; i < p->n; i += B) {
-        B = min(PROBE_BATCH, (i < p->n_train ? p->n_train : p->n) - i);
-        pass_fill(&p->pass, probe_set(p, i), p->picture + i, B);
-        for (Size k = 0; k < masks; k++) {
-            pass_mask(&p->pass, T, p->o->mask_prob, (uint64_t)p->o->seed, (uint64_t)(k << 32 | i));
-            model_features(&p->model, p->pass.acts, &p->pass.batch, &p->held, 1.0 / (double)masks,
-                           p->features + i * row);
-        }
-        say(PROGRESS, "features: %lld of %lld pictures", i + B, p->n);
+/* The formats are those of a row's name and L2, and of a part's accuracy and deviation. */
+static void probe_table(FILE *f, const ProbeRun *p, const char *start, const char *part) {
+    for (const ProbeRow *row = p->rows; row < p->rows + p->n_rows; row++) {
+        fprintf(f, start, row->name, row->l2);
+        for (int k = 0; k < N_PARTS; k++) fprintf(f, part, row->mean[k], row->deviation[k]);
+        fputc('\n', f);
     }
-}
-
-/* The columns of some layers that are held. */
-static Matrix probe_columns(const ProbeRun *p, Size first, Size count) {
-    Matrix all = matrix(p->features, p->n, p->held.count * p->width);
-    return (Matrix){element(all, 0, (first - p->held.first) * p->width), p->n, count * p->width,
-                    all.row_step, 1};
-}
-
-/* The features that are held, each picture's label, and its part in the first draw. */
-static void probe_export(const ProbeRun *p, const char *path) {
-    double *labels = need_memory(2 * p->n, sizeof *labels), *parts = labels + p->n;
-    for (Size i = 0; i < p->n; i++) labels[i] = p->labels[i], parts[i] = -1; // -1: not used
-    for (int k = 0; k < N_PARTS; k++)
-        for (Size i = 0; i < p->part[0][k].n; i++) parts[p->part[0][k].index[i]] = k;
-    const Stored list[] = {
-        {.name = "features",
-         .dtype = REAL_DTYPE,
-         .n_dim = 3,
-         .shape = {p->n, p->held.count, p->width},
-         .data = p->features},
-        {.name = "labels", .dtype = F32, .n_dim = 1, .shape = {p->n}, .wide = labels},
-        {.name = "parts", .dtype = F32, .n_dim = 1, .shape = {p->n}, .wide = parts}};
-    need(!safetensors_write(path, list, 3, NULL));
-    free(labels);
-}
-
-/* All layers: in one pass over the pictures, or in several where they are too large to hold (they
-   all have to be for --features). Returns the layer with the best validation accuracy. */
-static Size probe_layers(ProbeRun *p) {
-    const double most_bytes = 2e9;
-    Size layers = p->model.config.n_layer + 1, best = 0;
-    double fit = most_bytes / ((double)(p->n * p->width) * sizeof(real));
-    Size most = p->o->features || fit > (double)layers ? layers : fit < 1 ? 1 : (Size)fit;
-    for (Size l = 0; l < layers; l++) {
-        ProbeRow *row = &p->rows[l];
-        snprintf(row->name, sizeof row->name, "%lld", l);
-        row->layer = (double)l;
-        if (l % most == 0) probe_hold(p, l, min(most, layers - l));
-        if (l == 0 && p->o->features) probe_export(p, p->o->features);
-        probe_measure(p, row, probe_columns(p, l, 1));
-        if (row->mean[VALIDATION_PART] > p->rows[best].mean[VALIDATION_PART]) best = l;
-    }
-    return best;
-}
-
-/* --concat: neighbouring layers, as far as there are any on both sides of the best one. */
-static void probe_joined(ProbeRun *p, Size best) {
-    Size joined = p->o->concat, first = best - (joined - 1) / 2;
-    ProbeRow *row = &p->rows[p->n_rows++];
-    first = min(first, p->model.config.n_layer + 1 - joined);
-    if (first < 0) first = 0;
-    snprintf(row->name, sizeof row->name, "%lld-%lld", first, first + joined - 1);
-    probe_hold(p, first, joined);
-    probe_measure(p, row, probe_columns(p, first, joined));
 }
 
 static void probe_csv(const ProbeRun *p, const char *path) {
     FILE *f = file_create(path);
     need(f != NULL);
     fprintf(f, "features,l2,train,train_sd,validation,validation_sd,test,test_sd\n");
-    for (const ProbeRow *row = p->rows; row < p->rows + p->n_rows; row++) {
-        fprintf(f, "%s,%.4g", row->name, row->l2);
-        for (int k = 0; k < N_PARTS; k++) fprintf(f, ",%.3f,%.3f", row->mean[k], row->deviation[k]);
-        fputc('\n', f);
-    }
+    probe_table(f, p, "%s,%.4g", ",%.3f,%.3f");
     need(!file_finish(f, path, 0));
 }
 
-static void probe_chart(const ProbeRun *p, Size best, const char *path) {
-    Size L = p->model.config.n_layer, w = sizeof(ProbeRow) / sizeof(double);
-    const ProbeRow *rows = p->rows, *top = &rows[best];
-    const double ends[] = {0, (double)L}, chance = 100.0 / (double)p->data.n_class;
-    const double pixels = rows[L + 1].mean[TEST_PART], majority = 100 * majority_accuracy(&p->data);
+static void probe_chart(const ProbeRun *p, const ProbeRow *best, const char *path) {
+    Size n = p->layers, w = sizeof(ProbeRow) / sizeof(double);
+    const ProbeRow *rows = p->rows;
+    const double ends[] = {0, (double)(n - 1)}, chance = 100.0 / (double)p->data.n_class;
+    const double pixels = rows[n].mean[TEST_PART], majority = 100 * majority_accuracy(&p->data);
     char title[96] = "Linear probe", best_name[80];
     if (p->o->labels_per_class)
         snprintf(title, sizeof title, "Linear probe, %lld labels a class, mean of %lld draws",
                  p->o->labels_per_class, p->draws);
-    snprintf(best_name, sizeof best_name, "best: layer %s, %.1f %%", top->name,
-             top->mean[TEST_PART]);
+    snprintf(best_name, sizeof best_name, "best: layer %s, %.1f %%", best->name,
+             best->mean[TEST_PART]);
     const Series series[] = {
-        {best_name, "#f5b7a8", 1, w, &top->layer, &top->mean[TEST_PART], 8},
-        {"test", "#c0392b", L + 1, w, &rows->layer, &rows->mean[TEST_PART], 3},
-        {"validation", "#7aa6d6", L + 1, w, &rows->layer, &rows->mean[VALIDATION_PART], 3},
+        {best_name, "#f5b7a8", 1, w, &best->layer, &best->mean[TEST_PART], 8},
+        {"test", "#c0392b", n, w, &rows->layer, &rows->mean[TEST_PART], 3},
+        {"validation", "#7aa6d6", n, w, &rows->layer, &rows->mean[VALIDATION_PART], 3},
         {"raw pixels, test", "#2e8b57", 2, 1, ends, (const double[]){pixels, pixels}, 0},
         {"majority class", "#8a6d9e", 2, 1, ends, (const double[]){majority, majority}, 0},
         {"chance", "#999999", 2, 1, ends, (const double[]){chance, chance}, 0},
@@ -4647,41 +4606,38 @@ static void probe_chart(const ProbeRun *p, Size best, const char *path) {
         !chart_write(path, title, "layer", "accuracy (%)", series, sizeof series / sizeof *series));
 }
 
-static void probe_print(const ProbeRun *p, Size best) {
-    static const char *const parts[] = {"train", "validation", "test"};
-    const ProbeRow *pixels = &p->rows[p->model.config.n_layer + 1];
+static void probe_print(const ProbeRun *p, const ProbeRow *best) {
+    int several = p->draws > 1;
     printf("accuracy in percent\n%-8s %8s", "features", "l2");
-    for (int k = 0; k < N_PARTS; k++) printf(" %*s", p->draws > 1 ? 17 : 10, parts[k]);
+    for (int k = 0; k < N_PARTS; k++) printf(" %*s", several ? 17 : 10, part_names[k]);
     putchar('\n');
-    for (const ProbeRow *row = p->rows; row < p->rows + p->n_rows; row++) {
-        printf("%-8s %8.3g", row->name, row->l2);
-        for (int k = 0; k < N_PARTS; k++) {
-            printf(" %10.2f", row->mean[k]);
-            if (p->draws > 1) printf(" +- %-3.2f", row->deviation[k]);
-        }
-        putchar('\n');
-    }
-    printf("best_layer %lld\nvalidation_accuracy %.4f\ntest_accuracy %.4f\n", best,
-           p->rows[best].mean[VALIDATION_PART] / 100, p->rows[best].mean[TEST_PART] / 100);
+    probe_table(stdout, p, "%-8s %8.3g", several ? " %10.2f +- %-3.2f" : " %10.2f");
+    printf("best_layer %s\nvalidation_accuracy %.4f\ntest_accuracy %.4f\n", best->name,
+           best->mean[VALIDATION_PART] / 100, best->mean[TEST_PART] / 100);
     if (p->o->concat > 1)
         printf("joined_test_accuracy %.4f\n", p->rows[p->n_rows - 1].mean[TEST_PART] / 100);
     printf("pixels_test_accuracy %.4f\nmajority_accuracy %.4f\nchance_accuracy %.4f\n",
-           pixels->mean[TEST_PART] / 100, majority_accuracy(&p->data),
+           p->rows[p->layers].mean[TEST_PART] / 100, majority_accuracy(&p->data),
            1.0 / (double)p->data.n_class);
 }
 
 static void command_probe(Options *o) {
-    ProbeRun *p = need_memory(1, sizeof *p);
-    p->o = o;
+    ProbeRun run = {.o = o}, *p = &run;
     probe_open(p);
-    const Config *c = &p->model.config;
     need_folder(o->out);
+    Matrix x = probe_features(p);
+    if (o->features) probe_export(p, x);
+    const ProbeRow *best = p->rows;
+    for (Size l = 0; l < p->layers; l++) {
+        probe_layers(p, x, l, 1);
+        if (p->rows[l].mean[VALIDATION_PART] > best->mean[VALIDATION_PART]) best = &p->rows[l];
+    }
     probe_pixels(p);
-    p->n_rows = c->n_layer + 2;
-    need(!images_quantise(&p->data.train, p->model.palette, c->n_vocab));
-    need(!images_quantise(&p->data.test, p->model.palette, c->n_vocab));
-    Size best = probe_layers(p);
-    if (o->concat > 1) probe_joined(p, best);
+    if (o->concat > 1) { // as far as there are neighbours on both sides of the best one
+        Size first = (Size)best->layer - (o->concat - 1) / 2;
+        first = min(first, p->layers - o->concat);
+        probe_layers(p, x, first < 0 ? 0 : first, o->concat);
+    }
     probe_csv(p, file_in(o->out, "probe.csv"));
     probe_chart(p, best, file_in(o->out, "probe.svg"));
     say(NOTE, "written: probe.csv and probe.svg in %s", o->out);

@@ -290,16 +290,11 @@ IGPT_API void sample_positions(const Model *model, Sampler *sampler, uint16_t *t
 enum { POOL_MEAN, POOL_NONE }; // the mean over positions (d), or all of them side by side (T d)
 IGPT_API Size feature_width(const Config *config, int pool);
 
-typedef struct { // of layers first .. first + count - 1 of 0 .. L
-    int pool;
-    Size first, count;
-} Features;
-
-/* Adds scale times the features of a batch to out (B, count, width): n^l = rms(h^l; ln_1 of block
+/* Adds scale times the features of a batch to out (B, L + 1, width): n^l = rms(h^l; ln_1 of block
    l), n^L the network's output (paper, 2.4). Class logits are linear in features: averaging a BERT
    model's features over masks averages its logits, hence the scale. */
-IGPT_API void model_features(const Model *model, Activations *acts, const Batch *batch,
-                             const Features *which, double scale, real *out);
+IGPT_API void model_features(const Model *model, Activations *acts, const Batch *batch, int pool,
+                             double scale, real *out);
 
 /* A smooth function of x (n) returns its value and writes its gradient (n). Minimise f from x on
    by L-BFGS (Nocedal 1980; Liu and Nocedal 1989): ten steps of history, step lengths that meet
