@@ -1889,7 +1889,7 @@ static double logistic_loss(void *context, const real *w, real *gradient) {
     const Logistic *p = context;
     Size n = p->x.rows, C = p->C, size = C * p->x.cols;
     Matrix logits = matrix(p->logits, n, C);
-    double loss = p->l2 / 2 * wide_dot(w, w, size);
+    double loss = 0;
     for (Size i = 0; i < n; i++) memcpy(p->logits + i * C, w + size, C * sizeof *w);
     matmul(p->team, logits, p->x, transposed(matrix(w, C, p->x.cols)), 1);
     cross_entropy_forward(p->logits, p->nll, p->labels, n, C);
@@ -1900,9 +1900,12 @@ static double logistic_loss(void *context, const real *w, real *gradient) {
     cross_entropy_backward(p->logits, p->labels, p->nll, n, C);
     matmul(p->team, matrix(gradient, C, p->x.cols), transposed(logits), p->x, 0);
     add_scaled(gradient, p->l2, w, size);
-    memset(gradient + size, 0, C * sizeof *gradient);
-    for (Size i = 0; i < n; i++) add_scaled(gradient + size, 1, p->logits + i * C, C);
-    return loss;
+    for (Size k = 0; k < C; k++) { // in double: rounding here would end the search early
+        double sum = 0;
+        for (Size i = 0; i < n; i++) sum += (double)p->logits[i * C + k];
+        gradient[size + k] = (real)sum;
+    }
+    return loss + p->l2 / 2 * wide_dot(w, w, size);
 }
 
 Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2, double tolerance) {
@@ -1954,44 +1957,37 @@ static void standardise(Matrix x, Size n) {
 
 static const char *const part_names[N_PARTS] = {"train", "validation", "test"};
 
-/* Fit with each L2 strength, from the strongest on, each from the last one's weights. */
-static int probe_grid(Probe *probe, const Matrix x[N_PARTS], uint16_t *const labels[N_PARTS],
-                      Size C) {
-    static const double grid[] = {10, 1, 0.1, 0.01, 1e-3, 1e-4, 1e-5};
-    real *w = zalloc(C * (x[TRAIN_PART].cols + 1), sizeof *w);
-    int bad = !w;
-    for (size_t k = 0; k < sizeof grid / sizeof *grid && !bad; k++) {
-        Probe now = {.l2 = grid[k]};
-        bad = logistic_fit(w, x[TRAIN_PART], labels[TRAIN_PART], C, now.l2, 1e-4) < 0;
-        for (int i = 0; i < N_PARTS; i++)
-            now.accuracy[i] = logistic_accuracy(w, x[i], labels[i], C);
-        if (!k || now.accuracy[VALIDATION_PART] > probe->accuracy[VALIDATION_PART]) *probe = now;
-    }
-    free(w);
-    return bad ? -1 : 0;
-}
-
-/* The parts' rows are brought together, one part behind the other. */
+/* The parts' rows are brought together, one part behind the other. The fits go from the strongest
+   penalty on, each from the last one's weights. */
 int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS], Size C) {
+    static const double grid[] = {10, 1, 0.1, 0.01, 1e-3, 1e-4, 1e-5};
     Size n = 0, width = x.cols, row = 0;
     for (int i = 0; i < N_PARTS; n += parts[i++].n)
         if (!parts[i].n) return fail("no labelled pictures for the part %s", part_names[i]);
-    Matrix all = matrix(zalloc(n * width, sizeof(real)), n, width), part_x[N_PARTS];
+    real *all = zalloc(n * width, sizeof *all), *w = zalloc(C * (width + 1), sizeof *w);
     uint16_t *all_labels = zalloc(n, sizeof *all_labels), *part_labels[N_PARTS];
-    int bad = !all.data || !all_labels;
+    Matrix part[N_PARTS];
+    int bad = !all || !w || !all_labels;
     for (int i = 0; i < N_PARTS && !bad; i++) {
-        part_x[i] = matrix(element(all, row, 0), parts[i].n, width);
+        part[i] = matrix(all + row * width, parts[i].n, width);
         part_labels[i] = all_labels + row;
         for (Size k = 0; k < parts[i].n; k++, row++) {
             Size picture = parts[i].index[k];
-            memcpy(element(all, row, 0), element(x, picture, 0), width * sizeof(real));
+            memcpy(all + row * width, element(x, picture, 0), width * sizeof *all);
             all_labels[row] = labels[picture];
         }
     }
-    if (!bad) standardise(all, parts[TRAIN_PART].n);
-    bad = bad || probe_grid(probe, part_x, part_labels, C);
+    if (!bad) standardise(matrix(all, n, width), parts[TRAIN_PART].n);
+    for (size_t k = 0; k < sizeof grid / sizeof *grid && !bad; k++) {
+        Probe now = {.l2 = grid[k]};
+        bad = logistic_fit(w, part[TRAIN_PART], part_labels[TRAIN_PART], C, grid[k], 1e-4) < 0;
+        for (int i = 0; i < N_PARTS; i++)
+            now.accuracy[i] = logistic_accuracy(w, part[i], part_labels[i], C);
+        if (!k || now.accuracy[VALIDATION_PART] > probe->accuracy[VALIDATION_PART]) *probe = now;
+    }
+    free(all);
+    free(w);
     free(all_labels);
-    free(all.data);
     return bad ? -1 : 0;
 }
 
@@ -4441,8 +4437,8 @@ typedef struct {
     Size n_rows;
 } ProbeRun;
 
-/* The labelled pictures of a set go behind those that are there. */
-static void probe_add(ProbeRun *p, const Images *from) {
+/* The labelled pictures of a set move behind those that are there; its labels stay, too. */
+static void probe_add(ProbeRun *p, Images *from) {
     Images *set = &p->set;
     Size bytes = 3 * from->px * from->px;
     set->px = from->px;
@@ -4455,6 +4451,7 @@ static void probe_add(ProbeRun *p, const Images *from) {
         memcpy(images_at(set, set->n++), images_at(from, i), bytes);
     }
     free(from->rgb);
+    from->rgb = NULL;
 }
 
 static void probe_open(ProbeRun *p) {
@@ -4482,15 +4479,14 @@ static void probe_open(ProbeRun *p) {
     }
 }
 
-/* The features of all layers (n, (L + 1) * width). */
+/* The features of all layers (n, (L + 1) * width); where there is not the memory to hold them, the
+   command ends before the work, with how much it would take. */
 static Matrix probe_features(ProbeRun *p) {
     const Options *o = p->o;
     const Config *c = &p->model.config;
     Images *set = &p->set;
     Size T = positions(c), masks = is_masked(c) ? o->masks : 1, B;
     Size cols = p->layers * feature_width(c, (int)o->pool);
-    say(NOTE, "features: %lld pictures x %lld numbers, %.0f MB", set->n, cols,
-        (double)set->n * (double)cols * sizeof(real) / 1e6);
     Matrix x = matrix(need_memory(set->n, (size_t)cols * sizeof(real)), set->n, cols);
     Pass pass = pass_open(c, PROBE_BATCH, KEEP_NOTHING);
     set->tokens = need_memory(set->n * T, sizeof *set->tokens);
@@ -4529,23 +4525,22 @@ static void probe_export(const ProbeRun *p, Matrix x) {
 /* A row for the features x: one probe for each draw. */
 static void probe_row(ProbeRun *p, const char *name, Matrix x) {
     ProbeRow *row = &p->rows[p->n_rows];
-    Probe probes[PROBE_DRAWS];
-    double n = (double)p->draws, logs = 0;
+    double n = (double)p->draws, logs = 0, squares[N_PARTS] = {0};
     snprintf(row->name, sizeof row->name, "%s", name);
     row->layer = (double)p->n_rows++;
     for (Size draw = 0; draw < p->draws; draw++) {
+        Probe probe;
         say(PROGRESS, "probe: features %s, draw %lld of %lld", name, draw + 1, p->draws);
-        need(!probe_fit(&probes[draw], x, p->set.labels, p->part[draw], p->data.n_class));
-        logs += log10(probes[draw].l2);
-        for (int k = 0; k < N_PARTS; k++) row->mean[k] += 100 * probes[draw].accuracy[k] / n;
+        need(!probe_fit(&probe, x, p->set.labels, p->part[draw], p->data.n_class));
+        logs += log10(probe.l2);
+        for (int k = 0; k < N_PARTS; k++) {
+            row->mean[k] += 100 * probe.accuracy[k] / n;
+            squares[k] += pow(100 * probe.accuracy[k], 2);
+        }
     }
     row->l2 = pow(10, logs / n);
-    for (int k = 0; k < N_PARTS; k++) {
-        double squares = 0;
-        for (Size draw = 0; draw < p->draws; draw++)
-            squares += pow(100 * probes[draw].accuracy[k] - row->mean[k], 2);
-        row->deviation[k] = sqrt(squares / fmax(n - 1, 1));
-    }
+    for (int k = 0; k < N_PARTS; k++) // of one draw 0, like what rounding may leave below it
+        row->deviation[k] = sqrt(fmax(squares[k] - n * pow(row->mean[k], 2), 0) / fmax(n - 1, 1));
 }
 
 /* A row for `count` neighbouring layers of the features x. */
