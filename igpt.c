@@ -23,33 +23,56 @@
    positions, K colours, d = n_embd, H heads of hs = d / H, L layers, C classes; (B, T, d) is
    row-major; x' is the transpose of x, dx the derivative of the loss by x. */
 
+/* POSIX's calls, and files beyond 2 GB on 32-bit machines, too. */
 #define _POSIX_C_SOURCE 200809L
-#define _FILE_OFFSET_BITS 64 // files beyond 2 GB on 32-bit machines, too
+#define _FILE_OFFSET_BITS 64
 #include "igpt.h"
 #include <errno.h>
+#include <float.h>
 #include <limits.h>
 #include <math.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
+#include <time.h>
 
 /* ==== 1 numbers =================================================================================
    What every section leans on. The idea to take away: random numbers have no state. Each one is a
    hash of (seed, stream, counter), so any of them can be had in any order, by any thread, and
    resuming a run needs nothing but its step number.
 
-   The platform comes first: headers, memory, threads, signals, the terminal. What else is POSIX are
-   the calls for files and folders at the top of section 9, and fseeko, access and isatty. */
+   First the platform: all that differs from one compiler or system to the next. A port to another
+   one changes nothing else. Readers of the method go on at "Errors". */
 
-#include <dirent.h>
-#include <strings.h>
-#include <sys/ioctl.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
+#if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16 // 16: it is about _Float16
+#    error                                                                                         \
+        "wider arithmetic than real's own makes other results; on 32-bit x86: -msse2 -mfpmath=sse"
+#endif
+
+/* Compilers without GNU C's vectors run the plain routines; tcc has no threads either. */
+#ifdef __GNUC__
+#    define PRINTF_LIKE __attribute__((format(printf, 1, 2)))
+#else
+#    define PRINTF_LIKE
+#    ifndef IGPT_PLAIN
+#        define IGPT_PLAIN
+#    endif
+#endif
+#ifdef __TINYC__
+#    define _Thread_local
+#endif
+#if defined __clang__ || defined __TINYC__ || !defined __GNUC__
+#    ifdef __VERSION__
+#        define COMPILER __VERSION__
+#    else
+#        define COMPILER "a compiler that does not tell its name"
+#    endif
+#else
+#    define COMPILER "gcc " __VERSION__
+#endif
+
 #ifdef _OPENMP
 #    include <omp.h>
 #else
@@ -62,55 +85,177 @@ static int omp_in_parallel(void) { return 0; }
 static void omp_set_num_threads(int n) { (void)n; }
 #endif
 
-/* Memory on a 64-byte boundary (a cache line, the widest vector), which free() gives back. */
+/* For each system: memory on a 64-byte boundary (a cache line, the widest vector) that free() takes
+   back; files and folders, their names in UTF-8; clock, memory in use, terminal, Ctrl-C. */
+enum { PATH_SIZE = 4096 };
+
+#ifdef _WIN32 // MinGW-w64
+#    define WIN32_LEAN_AND_MEAN
+#    define NOMINMAX
+#    include <windows.h>
+#    include <dirent.h>
+#    include <direct.h>
+#    include <io.h>
+#    include <psapi.h>
+#    include <shellapi.h>
+#    include <signal.h>
+#    undef PRINTF_LIKE
+#    define PRINTF_LIKE __attribute__((format(gnu_printf, 1, 2)))
+#    define getc_unlocked getc
+#    define putc_unlocked putc
+
+typedef struct {
+    wchar_t text[PATH_SIZE / 4];
+} Wide;
+
+/* A path as Windows has it; one that is no UTF-8, or too long, becomes "", which nothing has. */
+static Wide wide(const char *path) {
+    Wide w;
+    if (!MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, w.text, PATH_SIZE / 4))
+        w.text[0] = 0;
+    return w;
+}
+
+/* Its malloc() gives 16 bytes; gcc is told not to count on more (Makefile). */
+static void *aligned_memory(size_t bytes) { return malloc(bytes); }
+static FILE *file_stream(const char *path, const char *mode) {
+    return _wfopen(wide(path).text, wide(mode).text);
+}
+static Size file_size(FILE *f) { return _filelengthi64(_fileno(f)); }
+static int file_seek(FILE *f, Size to) { return _fseeki64(f, to, SEEK_SET); }
+static int file_to_disk(FILE *f) { return _commit(_fileno(f)); }
+static int file_exists(const char *path) { return !_waccess(wide(path).text, 0); }
+static int file_replace(const char *from, const char *to) {
+    DWORD flags = MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH;
+    return MoveFileExW(wide(from).text, wide(to).text, flags) ? 0 : (errno = EACCES, -1);
+}
+static void file_remove(const char *path) { _wremove(wide(path).text); }
+static int folder_create(const char *path) { return _wmkdir(wide(path).text); }
+static int is_folder(const char *path) {
+    DWORD is = GetFileAttributesW(wide(path).text);
+    return is != INVALID_FILE_ATTRIBUTES && is & FILE_ATTRIBUTE_DIRECTORY;
+}
+
+typedef _WDIR Folder;
+static Folder *folder_open(const char *path) { return _wopendir(wide(path).text); }
+static const char *folder_next(Folder *folder) {
+    static _Thread_local char name[PATH_SIZE];
+    struct _wdirent *entry = _wreaddir(folder);
+    if (!entry) return NULL;
+    WideCharToMultiByte(CP_UTF8, 0, entry->d_name, -1, name, PATH_SIZE, NULL, NULL);
+    return name;
+}
+static void folder_close(Folder *folder) { _wclosedir(folder); }
+
+#    ifndef IGPT_NO_MAIN
+static int folder_writable(const char *path) { return !_waccess(wide(path).text, 2); }
+static double seconds_now(void) { return 1e-3 * (double)GetTickCount64(); }
+static double peak_memory(void) {
+    PROCESS_MEMORY_COUNTERS memory = {.cb = sizeof memory};
+    GetProcessMemoryInfo(GetCurrentProcess(), &memory, sizeof memory);
+    return (double)memory.PeakWorkingSetSize;
+}
+static int is_terminal(void) { // it must also be told to understand escapes
+    HANDLE console = GetStdHandle(STD_ERROR_HANDLE);
+    DWORD mode;
+    SetConsoleOutputCP(CP_UTF8);
+    return GetConsoleMode(console, &mode) &&
+           SetConsoleMode(console, mode | ENABLE_VIRTUAL_TERMINAL_PROCESSING);
+}
+static int terminal_columns(void) {
+    CONSOLE_SCREEN_BUFFER_INFO info;
+    return GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info) ? info.dwSize.X : 80;
+}
+static volatile sig_atomic_t interrupted; // the signal that came
+static void on_interrupt(int number) { interrupted = number; }
+static void catch_interrupt(void) { signal(SIGINT, on_interrupt); } // once
+static char **arguments(int *argc, char **argv) {                   // in UTF-8, and not expanded
+    wchar_t **words = CommandLineToArgvW(GetCommandLineW(), argc);
+    char **list = malloc(*argc * sizeof *list);
+    for (int i = 0; words && list && i < *argc; i++) {
+        int bytes = WideCharToMultiByte(CP_UTF8, 0, words[i], -1, NULL, 0, NULL, NULL);
+        if (!(list[i] = malloc(bytes))) return argv;
+        WideCharToMultiByte(CP_UTF8, 0, words[i], -1, list[i], bytes, NULL, NULL);
+    }
+    return words && list ? list : argv;
+}
+#    endif
+
+#else // POSIX; of WASI what it has
+#    include <dirent.h>
+#    include <sys/stat.h>
+#    include <unistd.h>
+#    ifndef __wasi__
+#        include <signal.h>
+#        include <sys/ioctl.h>
+#        include <sys/resource.h>
+#    endif
+
 static void *aligned_memory(size_t bytes) {
     void *p = NULL;
     return posix_memalign(&p, 64, bytes) ? NULL : p;
 }
-
+static FILE *file_stream(const char *path, const char *mode) { return fopen(path, mode); }
+static Size file_size(FILE *f) {
+    struct stat s;
+    return fstat(fileno(f), &s) == 0 ? s.st_size : -1;
+}
+static int file_seek(FILE *f, Size to) { return fseeko(f, to, SEEK_SET); }
+static int file_to_disk(FILE *f) { return fsync(fileno(f)); }
+static int file_exists(const char *path) { return !access(path, F_OK); }
+static int file_replace(const char *from, const char *to) { return rename(from, to); }
+static void file_remove(const char *path) { remove(path); }
+static int folder_create(const char *path) { return mkdir(path, 0777); }
 static int is_folder(const char *path) {
     struct stat s;
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
-static Size file_size(FILE *f) {
-    struct stat s;
-    return fstat(fileno(f), &s) == 0 ? s.st_size : -1;
+typedef DIR Folder;
+static Folder *folder_open(const char *path) { return opendir(path); }
+static const char *folder_next(Folder *folder) {
+    struct dirent *entry = readdir(folder);
+    return entry ? entry->d_name : NULL;
 }
+static void folder_close(Folder *folder) { closedir(folder); }
 
-#ifndef IGPT_NO_MAIN
-/* The most memory this process has held so far, in bytes. */
-static double peak_memory(void) {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-#    ifdef __APPLE__
-    return (double)usage.ru_maxrss;
-#    else
-    return 1024.0 * (double)usage.ru_maxrss; // Linux and the BSDs count KiB
-#    endif
-}
-
+#    ifndef IGPT_NO_MAIN
+static int folder_writable(const char *path) { return !access(path, W_OK); }
+static char **arguments(int *argc, char **argv) { return (void)argc, argv; }
+static int is_terminal(void) { return isatty(2); }
 static double seconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-
-static int terminal_columns(void) { // of stderr's terminal
+#        ifdef __wasi__
+static double peak_memory(void) { return 65536.0 * (double)__builtin_wasm_memory_size(0); }
+static int terminal_columns(void) { return 80; }
+static const int interrupted = 0; // there are no signals
+static void catch_interrupt(void) {}
+#        else
+static double peak_memory(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+#            ifdef __APPLE__
+    return (double)usage.ru_maxrss;
+#            else
+    return 1024.0 * (double)usage.ru_maxrss; // Linux and the BSDs count KiB
+#            endif
+}
+static int terminal_columns(void) {
     struct winsize size;
     return ioctl(2, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
 }
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int signal_number) { interrupted = signal_number; }
-
-/* The first Ctrl-C asks for an orderly end, the second ends at once. */
-static void catch_interrupt(void) {
+static volatile sig_atomic_t interrupted; // the signal that came
+static void on_interrupt(int number) { interrupted = number; }
+static void catch_interrupt(void) { // a second Ctrl-C ends at once
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
 }
+#        endif
+#    endif
 #endif
 
 void threads_set(int n) { omp_set_num_threads(n > 0 ? n : omp_get_num_procs()); }
@@ -122,7 +267,7 @@ static _Thread_local char last_error[1024];
 const char *error_text(void) { return last_error; }
 
 /* Note why the caller fails; returns -1, so that `return fail(...)` does both. */
-__attribute__((format(printf, 1, 2))) static int fail(const char *format, ...) {
+PRINTF_LIKE static int fail(const char *format, ...) {
     char text[sizeof last_error]; // an argument may be the previous sentence
     va_list args;
     va_start(args, format);
@@ -273,10 +418,6 @@ static real *scratch_of_thread(Team team) { return team.memory + omp_get_thread_
 
 /* IGPT_PLAIN makes the program run on the plain routines, and so does a compiler without GNU vector
    types: for a first port, or to see what the rest of this section is worth. */
-#if !defined __GNUC__ && !defined IGPT_PLAIN
-#    define IGPT_PLAIN
-#endif
-
 #ifdef IGPT_PLAIN
 enum { MATMUL_SCRATCH = 0 };
 
@@ -2013,8 +2154,6 @@ static void *grown(void *list, Size n, size_t size) { // room for an item number
     return n & (n - 1) ? list : realloc(list, (n ? 2 * (size_t)n : 1) * size);
 }
 
-enum { PATH_SIZE = 4096 };
-
 static int path_join(char path[PATH_SIZE], const char *dir, const char *name) {
     int n = snprintf(path, PATH_SIZE, "%s/%s", dir, name);
     return n < PATH_SIZE ? 0 : fail("%s: the path is too long", dir);
@@ -2027,7 +2166,7 @@ static const char *file_in(const char *dir, const char *name) { // valid until t
 
 static FILE *file_open(const char *path) {
     if (is_folder(path)) return fail("cannot read %s: it is a folder", path), NULL;
-    FILE *f = fopen(path, "rb");
+    FILE *f = file_stream(path, "rb");
     if (!f) fail("cannot open %s: %s", path, strerror(errno));
     return f;
 }
@@ -2035,7 +2174,7 @@ static FILE *file_open(const char *path) {
 static FILE *file_create(const char *path) {
     char hidden[PATH_SIZE + 8];
     snprintf(hidden, sizeof hidden, "%.*s.part", PATH_SIZE, path);
-    FILE *f = fopen(hidden, "wb");
+    FILE *f = file_stream(hidden, "wb");
     if (!f) fail("cannot write %s: %s", hidden, strerror(errno));
     return f;
 }
@@ -2044,10 +2183,10 @@ static FILE *file_create(const char *path) {
 static int file_finish(FILE *f, const char *path, int bad) {
     char hidden[PATH_SIZE + 8];
     snprintf(hidden, sizeof hidden, "%.*s.part", PATH_SIZE, path);
-    if (!bad && (ferror(f) || fflush(f) || fsync(fileno(f)) || rename(hidden, path)))
+    if (!bad && (ferror(f) || fflush(f) || file_to_disk(f) || file_replace(hidden, path)))
         bad = fail("cannot write %s: %s", path, strerror(errno));
     fclose(f); // all is on the disk already
-    if (bad) remove(hidden);
+    if (bad) file_remove(hidden);
     return bad ? -1 : 0;
 }
 
@@ -2076,7 +2215,7 @@ static int folder_make(const char *path) {
     const char *slash = strrchr(path, '/');
     snprintf(above, sizeof above, "%.*s", slash ? (int)(slash - path) : 0, path);
     if (*above && !is_folder(above) && folder_make(above)) return -1;
-    if (is_folder(path) || !mkdir(path, 0777)) return 0;
+    if (is_folder(path) || !folder_create(path)) return 0;
     return fail("cannot make the folder %s: %s", path, strerror(errno));
 }
 
@@ -2209,7 +2348,7 @@ static int class_number(Dataset *data, const char *name) {
 
 /* Class names, one to a line of the file at path; where there is no such file, n numbers. */
 static int class_names_read(Dataset *data, const char *path, Size n) {
-    int bad = 0, is_there = !access(path, F_OK);
+    int bad = 0, is_there = file_exists(path);
     Size bytes;
     char *text = is_there ? file_read(path, 1 << 20, &bytes) : zalloc(n, 24), *next = text;
     if (!text) return -1;
@@ -2264,7 +2403,7 @@ static const Layout layouts[] = {
 static int file_form(const char *path) {
     char packed[PATH_SIZE + 4];
     snprintf(packed, sizeof packed, "%s.gz", path);
-    return !access(path, F_OK) ? 1 : !access(packed, F_OK) ? 2 : 0;
+    return file_exists(path) ? 1 : file_exists(packed) ? 2 : 0;
 }
 
 /* Read a file of n records into the set of pictures that it is of: each has labels, of which the
@@ -2319,9 +2458,30 @@ static int layout_read(Dataset *data, const Layout *layout, const char *dir) {
     return bad ? -1 : 0;
 }
 
-/* Folders of pictures. Their entries are put in the order of strcmp, in every locale. */
-static int by_name(const struct dirent **a, const struct dirent **b) {
-    return strcmp((*a)->d_name, (*b)->d_name);
+/* Folders of pictures. */
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The names in a folder, in strcmp's order in every locale, as they stand in *names. Returns how
+   many; -1: fail. */
+static Size folder_names(const char *dir, char ***names) {
+    Folder *folder = folder_open(dir);
+    if (!folder) return fail("cannot read the folder %s: %s", dir, strerror(errno));
+    Size n = 0;
+    int bad = 0;
+    for (const char *name; !bad && (name = folder_next(folder));) {
+        char **list = grown(*names, n, sizeof *list);
+        if (list) *names = list;
+        if (!list || !(list[n] = strdup(name))) bad = fail("%s: out of memory for its names", dir);
+        else n++;
+    }
+    folder_close(folder);
+    while (bad && n) free((*names)[--n]);
+    if (bad) free(*names);
+    if (n) qsort(*names, n, sizeof **names, by_name);
+    return bad ? -1 : n;
 }
 
 static int has_ending(const char *name, const char *ending) { // in whatever case
@@ -2344,8 +2504,8 @@ static Size hold_out(Size *index, Size n, Size percent, Size label) {
 
 /* Add those n of a folder's entries that `index` lists to a set, with the class's label; without,
    where class is NULL. Where set is NULL, 15 % go to the test set, the others to training. */
-static int class_read(Dataset *data, Images *set, const char *dir, const char *class,
-                      struct dirent **entries, Size *index, Size n) {
+static int class_read(Dataset *data, Images *set, const char *dir, const char *class, char **names,
+                      Size *index, Size n) {
     Size known = data->n_class, held = 0;
     if (!class && known)
         return fail("%s: pictures lie beside the classes' folders, not in one", dir);
@@ -2359,7 +2519,7 @@ static int class_read(Dataset *data, Images *set, const char *dir, const char *c
         Images *to = set ? set : i < held ? &data->test : &data->train;
         uint8_t *rgb = images_add(to);
         if (rgb) to->labels[to->n - 1] = (uint16_t)label;
-        bad = !rgb || image_read(file_in(dir, entries[index[i]]->d_name), rgb, to->px);
+        bad = !rgb || image_read(file_in(dir, names[index[i]]), rgb, to->px);
     }
     return bad ? -1 : 0;
 }
@@ -2371,13 +2531,13 @@ static Size pictures_in(const Dataset *data) { return data->train.n + data->test
 static int folder_read(Dataset *data, Images *set, const char *dir, const char *class) {
     char path[PATH_SIZE], empty[PATH_SIZE] = "";
     const char *foreign = NULL;
-    struct dirent **entries;
-    int count = scandir(dir, &entries, NULL, by_name);
-    if (count < 0) return fail("cannot read the folder %s: %s", dir, strerror(errno));
+    char **names = NULL;
+    Size count = folder_names(dir, &names);
+    if (count < 0) return -1;
     Size before = pictures_in(data), n = 0, *index = zalloc(count, sizeof *index);
     int bad = !index;
-    for (int i = 0; i < count && !bad; i++) {
-        const char *name = entries[i]->d_name;
+    for (Size i = 0; i < count && !bad; i++) {
+        const char *name = names[i];
         Size so_far = pictures_in(data);
         if (*name == '.') continue;
         bad = path_join(path, dir, name);
@@ -2389,14 +2549,14 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
             if (pictures_in(data) == so_far) strcpy(empty, path);
         }
     }
-    if (!bad && n > 0) bad = class_read(data, set, dir, class, entries, index, n);
+    if (!bad && n > 0) bad = class_read(data, set, dir, class, names, index, n);
     if (!bad && foreign && pictures_in(data) == before)
         bad = fail("%s/%s is no PPM file; to make one of each: mogrify -format ppm %s/*%s", dir,
                    foreign, dir, strrchr(foreign, '.'));
     if (!bad && !class && data->n_class && *empty)
         bad = fail("%s: no picture in it that can be read", empty);
-    for (int i = 0; i < count; i++) free(entries[i]);
-    free(entries);
+    for (Size i = 0; i < count; i++) free(names[i]);
+    free(names);
     free(index);
     return bad ? -1 : 0;
 }
@@ -2836,7 +2996,7 @@ int safetensors_read(const Safetensors *s, const Stored *t, real *out, double *w
     if (t->dtype >= OTHER)
         return fail("%s: tensor %s: dtype %s, expected F64, F32, F16, BF16 or I64", s->path,
                     t->name, dtypes[t->dtype].name);
-    int bad = fseeko(s->file, t->begin, SEEK_SET);
+    int bad = file_seek(s->file, t->begin);
     for (Size i = 0; i < t->count && !bad; i++) {
         uint64_t bits = 0;
         for (int b = 0; b < dtypes[t->dtype].bytes; b++)
@@ -2872,7 +3032,7 @@ static void header_write(FILE *f, const Stored *tensors, Size n, const char *con
     fputc('}', f);
     while (ftello(f) % 8 > 0) fputc(' ', f);
     put_int(length, (uint64_t)ftello(f) - 8, 8, LITTLE);
-    fseeko(f, 0, SEEK_SET);
+    file_seek(f, 0);
     fwrite(length, 1, 8, f);
     fseeko(f, 0, SEEK_END);
 }
@@ -3380,7 +3540,7 @@ static int takes_colour(void) {
 }
 
 /* End the command with a sentence for the person. */
-__attribute__((format(printf, 1, 2))) static _Noreturn void stop(const char *format, ...) {
+PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     char text[sizeof last_error];
     va_list args;
     va_start(args, format);
@@ -3688,7 +3848,7 @@ static const char *clock_text(double seconds) { // hours:minutes:seconds
 /* A folder to write to, made where it is missing; found out now rather than after the work. */
 static void need_folder(const char *dir) {
     need(!folder_make(dir));
-    if (access(dir, W_OK)) stop("cannot write to the folder %s: %s", dir, strerror(errno));
+    if (!folder_writable(dir)) stop("cannot write to the folder %s: %s", dir, strerror(errno));
 }
 
 /* ==== 13 training ===============================================================================
@@ -4678,11 +4838,31 @@ static const Command *command_find(const char *name) {
 
 static int is_help(const char *word) { return !strcmp(word, "--help") || !strcmp(word, "-h"); }
 
+/* How this program was built. */
+static void print_version(void) {
+    printf("igpt %s: %s, %s, ", IGPT_VERSION, COMPILER, sizeof(real) == 8 ? "double" : "float");
+#    ifdef IGPT_PLAIN
+    printf("plain routines, ");
+#    else
+    printf("vectors of %d bytes, ", VEC_BYTES);
+#    endif
+#    ifdef _OPENMP
+    printf("OpenMP: %d threads\n", threads_get());
+#    else
+    printf("without OpenMP: one thread\n");
+#    endif
+}
+
 int main(int argc, char **argv) {
     static Options o;
+    argv = arguments(&argc, argv);
     if (argc < 2 || is_help(argv[1]) || !strcmp(argv[1], "help")) {
         help_all(argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        print_version();
+        return 0;
     }
     const Command *command = command_find(argv[1]);
     for (int i = 2; i < argc && command; i++)
@@ -4695,7 +4875,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     console.quiet = (int)o.quiet;
-    console.terminal = isatty(2);
+    console.terminal = is_terminal();
     console.show = o.show < 0 ? !o.quiet && takes_colour() : (int)o.show;
     threads_set((int)o.threads);
     command->run(&o);

@@ -17,6 +17,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#define IGPT_VERSION "2.0"
 #ifndef IGPT_API
 #    define IGPT_API
 #endif
