@@ -2183,9 +2183,10 @@ static FILE *file_create(const char *path) {
 static int file_finish(FILE *f, const char *path, int bad) {
     char hidden[PATH_SIZE + 8];
     snprintf(hidden, sizeof hidden, "%.*s.part", PATH_SIZE, path);
-    if (!bad && (ferror(f) || fflush(f) || file_to_disk(f) || file_replace(hidden, path)))
+    int broken = ferror(f) || fflush(f) || file_to_disk(f);
+    if (fclose(f)) broken = 1;
+    if (!bad && (broken || file_replace(hidden, path)))
         bad = fail("cannot write %s: %s", path, strerror(errno));
-    fclose(f); // all is on the disk already
     if (bad) file_remove(hidden);
     return bad ? -1 : 0;
 }
@@ -2367,7 +2368,7 @@ static int class_names_read(Dataset *data, const char *path, Size n) {
 }
 
 /* Sets of records. What a file is, if not just pictures for training: */
-enum { OF_TEST = 1, LABELS = 2, OPTIONAL = 4 };
+enum { OF_TEST = 1, LABELS = 2, IF_THERE = 4 };
 
 typedef struct {
     const char *name, *classes; // the set's, and that of its file of class names
@@ -2385,13 +2386,13 @@ typedef struct {
 // clang-format off
 static const Layout layouts[] = {
     {"CIFAR-10", "batches.meta.txt", .n_class = 10, .side = 32, .label_bytes = 1,
-     .files = {{"data_batch_1.bin", 0}, {"data_batch_2.bin", OPTIONAL},
-               {"data_batch_3.bin", OPTIONAL}, {"data_batch_4.bin", OPTIONAL},
-               {"data_batch_5.bin", OPTIONAL}, {"test_batch.bin", OF_TEST}}},
+     .files = {{"data_batch_1.bin", 0}, {"data_batch_2.bin", IF_THERE},
+               {"data_batch_3.bin", IF_THERE}, {"data_batch_4.bin", IF_THERE},
+               {"data_batch_5.bin", IF_THERE}, {"test_batch.bin", OF_TEST}}},
     {"CIFAR-100", "fine_label_names.txt", .n_class = 100, .side = 32, .label_bytes = 2,
      .files = {{"train.bin", 0}, {"test.bin", OF_TEST}}}, // labels: coarse, fine
     {"STL-10", "class_names.txt", .n_class = 10, .side = 96, .by_column = 1, .first_label = 1,
-     .files = {{"train_X.bin", 0}, {"train_y.bin", LABELS}, {"unlabeled_X.bin", OPTIONAL},
+     .files = {{"train_X.bin", 0}, {"train_y.bin", LABELS}, {"unlabeled_X.bin", IF_THERE},
                {"test_X.bin", OF_TEST}, {"test_y.bin", OF_TEST | LABELS}}},
     {"IDX", "class_names.txt", .n_class = 10,
      .files = {{"train-images-idx3-ubyte", 0}, {"train-labels-idx1-ubyte", LABELS},
@@ -2449,7 +2450,7 @@ static int layout_read(Dataset *data, const Layout *layout, const char *dir) {
         const char *path = file_in(dir, layout->files[k].name);
         int is = layout->files[k].is, form = file_form(path);
         Size bytes;
-        if (!form && is & OPTIONAL) continue;
+        if (!form && is & IF_THERE) continue;
         if (form == 2) return fail("%s is packed: run gunzip -k %s/*.gz", path, dir);
         uint8_t *file = file_read(path, MAX_FILE, &bytes);
         bad = !file || records_read(data, layout, is, file, bytes, path);
@@ -2478,10 +2479,10 @@ static Size folder_names(const char *dir, char ***names) {
         else n++;
     }
     folder_close(folder);
-    while (bad && n) free((*names)[--n]);
-    if (bad) free(*names);
+    for (; bad && n; n--) free((*names)[n - 1]);
+    if (bad) return free(*names), -1;
     if (n) qsort(*names, n, sizeof **names, by_name);
-    return bad ? -1 : n;
+    return n;
 }
 
 static int has_ending(const char *name, const char *ending) { // in whatever case

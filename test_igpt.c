@@ -9,14 +9,26 @@
 #define _XOPEN_SOURCE 700 // POSIX 2008, and P_tmpdir
 #include "igpt.h"
 #include <math.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
+
+/* Windows and WASI: no child processes to run ./igpt in, a folder that is not removed. */
+#if defined _WIN32 || defined __wasi__
+#    define ALONE
+#else
+#    include <signal.h>
+#    include <sys/wait.h>
+#endif
+#ifdef _WIN32
+#    define mkdir(path, mode) mkdir(path)
+static int remove_any(const char *path) { return remove(path) && rmdir(path); }
+#    define remove remove_any
+#    define posix_memalign(to, boundary, bytes) (*(to) = malloc(bytes), !*(to))
+#endif
 
 /* ---- the harness ---------------------------------------------------------------------------- */
 
@@ -564,7 +576,7 @@ static void test_gradcheck(void) {
     enum { D = FIXTURE_D, N = D * D, KD = FIXTURE_K * D };
     static const char head[] = "bert.grad.lm_head.weight", wpe[] = "ar.grad.transformer.wpe.weight";
     const char *path = scratch_path("theirs.safetensors"), *text = scratch_path("said.txt");
-    FILE *out = fopen(text, "w");
+    FILE *out = fopen(text, "wb");
     Whole w;
     REQUIRE(out && !fixture_open(&w, &aims[AIM_AR]));
     real *x = stored_reals(&w.file, "", head, KD), *y = stored_reals(&w.file, "", wpe, N);
@@ -1390,7 +1402,8 @@ static void test_records_refused(void) {
         "text idx/class_names.txt \n\n => class_names.txt: empty",
         "idx idx/" TRAIN " 0x802 4 6 4 96 => " TRAIN ": wrong magic number 0x00000802",
         "idx idx/" TRAIN " 0x803 5 6 4 120 => train-labels-idx1-ubyte: 4 labels for 5 pictures",
-        "idx idx/" TRAIN " 0x803 4 6 4 95 => " TRAIN ": 111 bytes, expected a header of 16 and 4 records of 24",
+        "idx idx/" TRAIN " 0x803 4 6 4 95 => " TRAIN
+        ": 111 bytes, expected a header of 16 and 4 records of 24",
         "idx idx/" TRAIN " 0x803 4 6 4 97 => " TRAIN ": 113 bytes, expected",
         "idx idx/" TRAIN " 0x803 4 0 4 96 => " TRAIN ": ... 4 x 0 pixels",
         "idx idx/" TRAIN " 0x803 4 6 0xffffffff 96 => " TRAIN ": ... 4294967295 x 6 pixels",
@@ -1863,7 +1876,7 @@ static int read_x(const char *path, real *x, double *wide) {
 /* Values from bytes written down by hand, for every dtype that is read; the others are not. */
 static void test_safetensors_dtypes(void) {
     // clang-format off
-    static const struct {
+    const struct {
         const char *dtype, *shape, *offsets, *data;
         double values[8];
     } cases[] = {
@@ -2006,10 +2019,12 @@ static void test_safetensors_write_refused(void) {
     REQUIRE(!safetensors_write(path, &t, 1, NULL));
     CHECK(safetensors_write(scratch_path("absent/x"), &t, 1, NULL) == -1, "wrote without a folder");
     check_holds(error_text(), "cannot write ... absent/x");
+#ifndef ALONE
     if (!access("/dev/full", W_OK) && !symlink("/dev/full", part)) { // a disk without room
         CHECK(safetensors_write(path, &t, 1, NULL) == -1, "wrote on a full disk");
         check_holds(error_text(), "cannot write ... old.st");
     }
+#endif
     t.dtype = F16;
     CHECK(safetensors_write(path, &t, 1, NULL) == -1, "65520 was written as F16");
     check_holds(error_text(), "old.st: tensor x: 65520");
@@ -2343,6 +2358,7 @@ static void test_chart(void) {
 
 /* ---- the program ---------------------------------------------------------------------------- */
 
+#ifndef ALONE
 static char igpt_line[2600], igpt_output[1 << 16]; // of the last call; "\n" first
 
 /* Run ./igpt, or what the environment calls IGPT; $S in its arguments is the tests' folder. It must
@@ -2369,8 +2385,8 @@ static void igpt_run(int signal_sent, int status, const char *word, const char *
           is, status, word, igpt_line + n, igpt_output);
 }
 
-#define IGPT(status, word, ...) igpt_run(0, status, word, __VA_ARGS__)
-#define SMALL "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 "
+#    define IGPT(status, word, ...) igpt_run(0, status, word, __VA_ARGS__)
+#    define SMALL "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 "
 
 /* The number behind this name in what the program printed. */
 static double printed(const char *name) {
@@ -2504,7 +2520,7 @@ static void test_train_eval_sample(void) {
 
 /* A long command line is kept, and a state without a row in its log is tested first. */
 static void test_resume_extremes(void) {
-#define TINY "train --n-layer 1 --n-embd 8 --n-head 1 --n-px 4 --n-vocab 6 --batch 2 --quiet "
+#    define TINY "train --n-layer 1 --n-embd 8 --n-head 1 --n-px 4 --n-vocab 6 --batch 2 --quiet "
     char repeated[60 * 7 + 1] = "";
     for (int i = 0; i < 60; i++) strcat(repeated, "--lr 1 ");
     IGPT(0, "", TINY "%s --lr 0.001 --steps 3 --out $S/long", repeated);
@@ -2647,6 +2663,8 @@ static void test_palette_command(void) {
     CHECK(printed("rms_error") < coarse, "%g with 24 colours: %s", coarse, igpt_output);
 }
 
+#endif // ALONE
+
 enum { BOTH, DOUBLE_ONLY, FLOAT_ONLY }; // where a test says something
 
 static const struct {
@@ -2654,7 +2672,6 @@ static const struct {
     void (*run)(void);
     int where; // BOTH, DOUBLE_ONLY, FLOAT_ONLY
 } tests[] = {
-
     {"gradients of every layer; attention fast and plain", test_layer_gradients, BOTH},
     {"gradients of every tensor, every objective", test_model_gradients, BOTH},
     {"gradients, losses, logits of PyTorch's fixture", test_fixture_gradients, BOTH},
@@ -2706,6 +2723,7 @@ static const struct {
     {"PNG", test_png, FLOAT_ONLY},
     {"pictures for the terminal", test_terminal, FLOAT_ONLY},
     {"SVG chart", test_chart, FLOAT_ONLY},
+#ifndef ALONE
     {"command line: mistakes and help", test_command_line, FLOAT_ONLY},
     {"command line: train learns, eval, sample", test_train_eval_sample, FLOAT_ONLY},
     {"command line: stopped and resumed", test_resume, FLOAT_ONLY},
@@ -2715,7 +2733,38 @@ static const struct {
     {"command line: BERT", test_bert_commands, FLOAT_ONLY},
     {"command line: finetune", test_finetune, FLOAT_ONLY},
     {"command line: palette", test_palette_command, FLOAT_ONLY},
+#endif
 };
+
+#ifdef ALONE
+static int run_build(const char *program, int *passed) { return (void)program, (void)passed, 1; }
+static int scratch_make(const char *base) {
+    snprintf(scratch, sizeof scratch, "%s/igpt-tests", base && *base ? base : ".");
+    return mkdir(scratch, 0777);
+}
+static int scratch_remove(void) { return 0; }
+#else
+/* Run another build of this program; returns how many of its tests failed. */
+static int run_build(const char *program, int *passed) {
+    char line[512];
+    int failed = 1;
+    FILE *f = popen(program, "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "%d passed, %d failed", passed, &failed) != 2) fputs(line, stdout);
+    return !f || pclose(f) > 0 ? failed + !failed : failed; // it ended badly
+}
+
+static int scratch_make(const char *base) {
+    snprintf(scratch, sizeof scratch, "%s/igpt-XXXXXX", base && *base ? base : P_tmpdir);
+    return !mkdtemp(scratch); // refuses a name that was cut, too
+}
+
+static int scratch_remove(void) {
+    char line[160];
+    snprintf(line, sizeof line, "rm -rf '%s'", scratch);
+    return system(line);
+}
+#endif
 
 /* Words choose tests by their names. An argument with a slash is another build of this program,
    to be run first: its counts are added. */
@@ -2726,20 +2775,14 @@ int main(int argc, char **argv) {
                                                              : "float";
     setvbuf(stdout, NULL, _IOLBF, 0);
     for (int i = 1; i < argc; i++) {
-        char line[512];
-        int p = 0, q = 1;
+        int also = 0;
         if (!strcmp(argv[i], "--table") && argv[i + 1]) return gradcheck(argv[i + 1], stdout);
         if (!strcmp(argv[i], "--table")) return check_fixture(1), 0;
         if (!strchr(argv[i], '/') && ++words) continue;
-        FILE *f = popen(argv[i], "r");
-        while (f && fgets(line, sizeof line, f))
-            if (sscanf(line, "%d passed, %d failed", &p, &q) != 2) fputs(line, stdout);
-        if (!f || pclose(f) > 0) q += !q; // it ended badly
-        passed += p;
-        failed += q;
+        failed += run_build(argv[i], &also);
+        passed += also;
     }
-    snprintf(scratch, sizeof scratch, "%s/igpt-XXXXXX", base && *base ? base : P_tmpdir);
-    if (!mkdtemp(scratch)) return perror(scratch), 1; // refuses a name that was cut, too
+    if (scratch_make(base)) return perror(scratch), 1;
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
         int wanted = !words;
         for (int k = 1; k < argc; k++) wanted |= strstr(tests[i].name, argv[k]) != NULL;
@@ -2753,9 +2796,7 @@ int main(int argc, char **argv) {
         if (failures_here) failed++, printf("    FAILED\n");
         else passed++;
     }
-    char line[160];
-    snprintf(line, sizeof line, "rm -rf '%s'", scratch);
-    if (system(line)) failed++;
+    if (scratch_remove()) failed++;
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }
