@@ -3876,7 +3876,7 @@ static Size train_samples(const Options *o, const Config *c) {
     return draws ? sampler_images(c, TRAIN_SAMPLES, 256e6) : 0;
 }
 
-/* Draw n pictures, B at a time. For those who wait: how far it is, and the pictures that fit side by
+/* Draw n pictures, B at a time. For those who wait: how far it is, and pictures that fit side by
    side, growing by a line of characters, which is two rows of pixels. */
 static void draw_pictures(const Options *o, const Model *m, Size B, uint16_t *tokens, Size n,
                           Size rows_given) {

@@ -2,7 +2,8 @@
    SPDX-License-Identifier: MIT
 
    What tests, ports and other programs call; the commands of main() are built on nothing else.
-   Compile igpt.c with -DIGPT_NO_MAIN and link it. Conventions that hold throughout:
+   Compile igpt.c with -DIGPT_NO_MAIN and link it; or, with -DIGPT_API=static as well, include
+   igpt.c itself (data/example.c does both). Conventions that hold throughout:
 
    - Arrays are row-major; a shape such as (B, T, d) names the slowest index first. B counts images,
      T = n_px * n_px positions in raster order, K = n_vocab colours, d = n_embd, H = n_head,
@@ -31,22 +32,19 @@ typedef double real; // for checking mathematics: central differences are sharp
 #else
 typedef float real; // what the program runs in
 #endif
-
 typedef long long Size; // every count, size, offset and stride: 64 bits on every machine
 
-IGPT_API const char *
-error_text(void); // the sentence that the last failed call left, one per thread
+/* The sentence that the last failed call left, one per thread. */
+IGPT_API const char *error_text(void);
 
 /* 64 random bits: output number `counter` of a SplitMix64 generator (Steele, Lea and Flood 2014)
    whose state is a hash of seed and stream. */
 IGPT_API uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t counter);
 
 /* A uniform number in [0, 1), with 53 random bits; and a standard normal one (Box and Muller 1958),
-   which uses the counters 2 * counter and 2 * counter + 1 of its stream. */
+   which uses the counters 2 * counter and 2 * counter + 1; and a shuffle of order[0..n). */
 IGPT_API double random_uniform(uint64_t seed, uint64_t stream, uint64_t counter);
 IGPT_API double random_normal(uint64_t seed, uint64_t stream, uint64_t counter);
-
-/* Shuffle order[0..n) (Fisher and Yates) with the numbers of one stream. */
 IGPT_API void random_shuffle(Size *order, Size n, uint64_t seed, uint64_t stream);
 
 /* e^x. In float: relative error below 2^-22, infinite above 88.7, 0 below -86.6 (near where
@@ -159,9 +157,10 @@ typedef struct {
 } Config;
 
 IGPT_API int config_check(const Config *config); // -1: the sizes make no model
+
 /* A parameter tensor, made by the one list in igpt.c that names them all. */
 typedef struct {
-    char name[64];   // in a checkpoint, Hugging Face's
+    char name[64];   // Hugging Face's
     Size rows, cols; // (in, out) for the matrices of a block; a gain is (1, cols)
     Size offset;     // of its first element in params
     double std;      // standard deviation of its initial values; < 0: all 1
@@ -181,12 +180,12 @@ typedef struct {
 } Model;
 
 /* Lay out a model: tensors, zeroed parameters and palette, classes named "0", "1", ...; or the list
-   of tensors alone, without parameters. model_free() gives the memory of either back. */
+   of tensors alone, without parameters. model_free() gives the memory of either back. model_flops:
+   those of an image's forward pass; training takes three times as many. */
 IGPT_API int model_init(Model *model, Config config);
 IGPT_API int model_list(Model *model, Config config);
 IGPT_API void model_free(Model *model);
-IGPT_API double
-model_flops(const Model *model); // of an image's forward pass; training: three times that
+IGPT_API double model_flops(const Model *model);
 
 /* Initial values of OpenAI's code (paper, 3.3): normal with each tensor's std; gains 1, heads 0. */
 IGPT_API void model_randomise(Model *model, uint64_t seed);
@@ -195,10 +194,9 @@ IGPT_API void model_randomise(Model *model, uint64_t seed);
    from which backward runs the block again (the same bits for less memory and more time). */
 enum { KEEP_NOTHING, KEEP_ALL, KEEP_INPUTS };
 
-typedef struct Activations Activations;
-
 /* Memory for passes of at most B images, on at most threads_get() threads. One allocation;
    activations_bytes() tells its size without making it. Give back with free(). */
+typedef struct Activations Activations;
 IGPT_API Activations *activations_new(const Config *config, Size B, int keep);
 IGPT_API Size activations_bytes(const Config *config, Size B, int keep);
 
@@ -220,30 +218,26 @@ typedef struct {
 
 /* L_GEN and L_CLF of a batch (paper, sections 2.1 and 2.3), each only where its weight is not 0.
    Where grads is not NULL, adds to it (laid out as params) the gradient of gen_weight * gen +
-   clf_weight * clf; acts must then keep what backward needs. Weights of 1 / images make it the
-   mean's. */
+   clf_weight * clf; acts must then keep what backward needs. */
 IGPT_API Losses objective(const Model *model, Activations *acts, const Batch *batch,
                           double gen_weight, double clf_weight, real *grads);
 
-/* What Adam works on: n parameters, their gradients, and the moments, zero at the start. */
+/* A step of Adam (Kingma and Ba 2015; beta1 0.9, beta2 0.95, eps 1e-8, no weight decay), counted
+   from 1, on n parameters. Moments are zero at the start; grads are cleared for the next step. */
 typedef struct {
     Size n;
     real *params, *grads, *first, *second;
 } Adam;
-
-/* One step of Adam (Kingma and Ba 2015; beta1 0.9, beta2 0.95, eps 1e-8, no weight decay); step
-   counts from 1. Clears grads for the next step. */
 IGPT_API void adam_step(const Adam *adam, Size step, double lr);
 
 /* The rate of a step in 0..steps-1: linear warm-up, then half a cosine down to zero. */
 IGPT_API double learning_rate(Size step, Size steps, Size warmup, double peak);
 
 /* ---- 6 palette ------------------------------------------------------------------------------ */
-/* Palettes are (K, 3): red, green, blue in [-1, 1] (byte / 127.5 - 1), as OpenAI and Hugging
-   Face keep their clusters. Choose at most K colours for n pixels rgb (n, 3) by k-means:
-   k-means++ start (Arthur and Vassilvitskii 2007), then Lloyd's iterations until no pixel
-   changes its cluster, `iterations` at the most. Returns how many colours: fewer than K where
-   the pixels have fewer. -1: out of memory, or no pixels. If inertia is not NULL: the sum over
+/* Palettes are (K, 3): red, green, blue in [-1, 1] (byte / 127.5 - 1), as Hugging Face keeps them.
+   Choose at most K colours for n pixels rgb (n, 3) by k-means++ (Arthur and Vassilvitskii 2007) and
+   then Lloyd's iterations until no pixel changes its cluster, `iterations` at the most. Returns how
+   many: fewer where the pixels have fewer. Where it is not NULL, *inertia becomes the sum over
    pixels of the squared distance to their centre, in byte units. */
 enum { PALETTE_ITERATIONS = 300 };
 IGPT_API Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
@@ -276,14 +270,12 @@ typedef struct {
     Size top_k;
 } Drawing;
 
-/* The number by which position t of an image is drawn: the first colour whose cumulative
-   probability exceeds it. */
+/* What position t is drawn by: the first colour whose cumulative probability is above it. */
 IGPT_API double sample_uniform(uint64_t seed, Size image, Size t);
 
 /* Go on with B images, tokens (B, T), from position t on to `end`: positions before `given` are
-   there already and only fed, the others are drawn. An image is a function of model, drawing,
-   number and what is given: neither threads nor B change it. Positions come in order from 0; a
-   caller that wants to show pictures as they grow asks for one row of pixels after another. */
+   there already and only fed, the others are drawn. Neither threads nor B change an image.
+   Positions come in order from 0; to show pictures as they grow, ask for row after row. */
 IGPT_API void sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Size B,
                                Size t, Size end, Size given, const Drawing *drawing);
 
@@ -297,27 +289,23 @@ IGPT_API Size feature_width(const Config *config, int pool);
 IGPT_API void model_features(const Model *model, Activations *acts, const Batch *batch, int pool,
                              double scale, real *out);
 
-/* A smooth function of x (n) returns its value and writes its gradient (n). Minimise f from x on
-   by L-BFGS (Nocedal 1980; Liu and Nocedal 1989): ten steps of history, step lengths that meet
-   the weak Wolfe conditions. Ends where no element of the gradient is beyond tolerance, where
-   rounding lets nothing more be gained, or after `most` steps. Returns the steps, -1 without
-   memory. */
+/* A smooth function of x (n) returns its value and writes its gradient (n). Minimise f from x on by
+   L-BFGS (Liu and Nocedal 1989): ten steps of history, step lengths by the weak Wolfe conditions.
+   Ends where no element of the gradient is beyond tolerance, where rounding lets nothing more be
+   gained, or after `most` steps. Returns the steps, -1 without memory. */
 typedef double Smooth(void *context, const real *x, real *gradient);
 IGPT_API Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double tolerance);
 
 /* Multinomial logistic regression: minimise the mean over x (n, width) of -log p(label) plus
-   l2 / 2 |W|^2, where softmax(W x + b) gives p. w holds W (C, width), then b (C), which is not
-   penalised; it is the start, too. Returns lbfgs'es steps. Accuracy is the share of the rows whose
-   label has the largest logit.
-   scikit-learn's LogisticRegression(C=1 / (l2 * n), tol=tolerance) minimises the same (for two
-   classes: C=2 / (l2 * n)). */
+   l2 / 2 |W|^2, where softmax(W x + b) gives p, like scikit-learn's LogisticRegression of C = 1 /
+   (l2 n), for two classes 2 / (l2 n). w holds W (C, width), then b (C), which is not penalised; it
+   is the start, too. Returns lbfgs'es steps. Accuracy: of a row the largest logit counts. */
 IGPT_API Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2,
                            double tolerance);
 IGPT_API double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C);
 
-typedef struct { // some of a set's pictures, by their numbers
-    Size n;
-    Size *index; // (n), given back with free()
+typedef struct {    // some of a set's pictures, by their numbers
+    Size n, *index; // (n), given back with free()
 } Subset;
 
 enum { TRAIN_PART, VALIDATION_PART, TEST_PART, N_PARTS };
@@ -361,9 +349,7 @@ typedef struct {
    Class names are one to a line; where their file is missing they are "0", "1", ... In a folder
    of pictures the sub-folders' names are the classes, in strcmp order; names that start with a dot
    are passed over; without train/ and test/ 15 % of each class (at least one of two or more) become
-   the test set, the same ones each time. Returns 0; or -1, with everything given back and *data
-   zeroed, for a file that is missing, too short or too long, a label past the classes, a folder of
-   JPEG or PNG files only, no data set in the folder or two. */
+   the test set, the same ones each time. Where it fails, *data is zeroed, with nothing to free. */
 IGPT_API int dataset_read(Dataset *data, const char *dir, Size n_px);
 IGPT_API void dataset_free(Dataset *data); // and zero it; a zeroed one is left as it is
 
@@ -371,9 +357,8 @@ IGPT_API void dataset_free(Dataset *data); // and zero it; a zeroed one is left 
    first of the file, and bring it to rgb (px, px, 3) as image_resize does. */
 IGPT_API int image_read(const char *path, uint8_t *rgb, Size px);
 
-/* Bring the centre square of rgb (height, width, 3) to out (px, px, 3): each pixel is the mean of
-   the area it covers, source pixels that it covers in part counting in part. Exact, rounded to
-   nearest. Returns 0; or -1 where a side is not 1 to 32768 or px not 1 to 256. */
+/* Bring the centre square of rgb (height, width, 3; 1 to 32768 a side) to out (px, px, 3; px 1 to
+   256): each pixel is the mean of the area it covers, exact, rounded to nearest. */
 IGPT_API int image_resize(const uint8_t *rgb, Size width, Size height, uint8_t *out, Size px);
 
 /* Augmentation, on pictures of palette indices (px, px) that must not overlap: mirror left and
@@ -387,8 +372,8 @@ IGPT_API int images_quantise(Images *set, const real *palette, Size K);
 
 /* Divide the labelled pictures of a training set: of each class 10 % (at least one of two or more)
    are for validation, always the same ones. per_class 0: all others train. Else per_class of each
-   class train, draw number `draw` of `seed` (the low-data setting), and the others serve for
-   nothing. Both lists rise. Fails, leaving nothing to free, where a class has too few labels. */
+   class train, draw number `draw` of `seed` (the low-data setting). Both lists rise. Fails, leaving
+   nothing to free, where a class has too few labels. */
 IGPT_API int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed, Size draw,
                           Subset *train, Subset *validation);
 
@@ -422,8 +407,7 @@ enum { MAX_DIMS = 8 };
 /* A tensor in a safetensors file. */
 typedef struct {
     const char *name;
-    int dtype;
-    int n_dim;
+    int dtype, n_dim;
     Size shape[MAX_DIMS];
     Size count;         // reading: the number of elements
     Size begin, end;    // reading: its bytes, counted from the start of the file
@@ -440,14 +424,12 @@ typedef struct {
     Size size;    // of the file
 } Safetensors;
 
-/* Open a safetensors file and check its header: each tensor's shape agrees with its range of
-   bytes, the ranges fill the file without overlap, hole or rest. Leaves nothing to close where
-   it fails. */
+/* Open a safetensors file and check that each tensor's shape agrees with its bytes, and that these
+   fill the file without overlap, hole or rest. Leaves nothing to close where it fails. */
 IGPT_API int safetensors_open(Safetensors *s, const char *path);
 IGPT_API void safetensors_close(Safetensors *s);
 
-/* Look up a tensor: 1 and *found (with this `name`), or 0 where there is none. And the text that
-   the file's metadata holds for a key, as json_text gives it. */
+/* Look up a tensor: 1 and *found (with this `name`), or 0. And metadata, as json_text gives it. */
 IGPT_API int safetensors_find(const Safetensors *s, const char *name, Stored *found);
 IGPT_API int safetensors_metadata(const Safetensors *s, const char *key, char *out, Size room);
 
@@ -461,13 +443,10 @@ IGPT_API int safetensors_read(const Safetensors *s, const Stored *tensor, real *
 IGPT_API int safetensors_write(const char *path, const Stored *tensors, Size n,
                                const char *const *metadata);
 
-/* Write a model directory as Hugging Face lays it out (made where it is missing): weights in
-   model.safetensors as dtype, config.json, preprocessor_config.json. */
+/* Write a model directory as Hugging Face lays it out, made where it is missing; weights as dtype.
+   Read one, of these or of Hugging Face's (a missing lm_head is zero). Where reading fails *model
+   is zeroed, with nothing to free. */
 IGPT_API int model_save(const Model *model, const char *dir, int dtype);
-
-/* Read a model directory, one of these or one of Hugging Face's. Where it fails *model is
-   zeroed, with nothing to free. lm_head is zero where Hugging Face saved none: with
-   ImageGPTForImageClassification and ImageGPTModel. */
 IGPT_API int model_load(Model *model, const char *dir);
 
 /* Read a palette: the clusters of a preprocessor_config.json, values in [-1, 1]. Returns its *K
