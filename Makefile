@@ -44,8 +44,15 @@ test_igpt_double: test_igpt.c igpt.c igpt.h .built-with
 test_igpt_plain: test_igpt.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) -DIGPT_PLAIN test_igpt.c igpt.c -o $@ -lm
 
+# Another program, with igpt linked to it, and with igpt as a part of it.
+example_linked: data/example.c igpt.c igpt.h .built-with
+	$(CC) $(LIBRARY) data/example.c igpt.c -o $@ -lm
+
+example_included: data/example.c igpt.c igpt.h .built-with
+	$(CC) $(LIBRARY) -DIGPT_API=static -DIGPT_INCLUDE -Wno-unused-function data/example.c -o $@ -lm
+
 # Some tests run more threads than there are cores: those that wait should sleep.
-test: igpt test_igpt test_igpt_double test_igpt_plain
+test: igpt example_linked example_included test_igpt test_igpt_double test_igpt_plain
 	@OMP_WAIT_POLICY=passive ./test_igpt ./test_igpt_double ./test_igpt_plain
 
 gradcheck: test_igpt_double
@@ -72,6 +79,6 @@ fuzz:
 	    -artifact_prefix=fuzz_ $$corpus; status=$$?; rm -r $$corpus; exit $$status
 
 clean:
-	rm -f igpt test_igpt test_igpt_double test_igpt_plain bench_igpt fuzz_igpt .built-with
+	rm -f igpt example_linked example_included test_igpt test_igpt_double test_igpt_plain bench_igpt fuzz_igpt .built-with
 
 .PHONY: test gradcheck bench fuzz port-check force clean

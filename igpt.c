@@ -2927,7 +2927,7 @@ int safetensors_open(Safetensors *s, const char *path) {
     uint8_t head[9] = {0}; // the header's length and first character
     *s = (Safetensors){.file = file_open(path)};
     if (!s->file) return -1;
-    snprintf(s->path, sizeof s->path, "%s", path);
+    snprintf(s->path, sizeof s->path, "%.*s", (int)sizeof s->path - 1, path);
     s->size = file_size(s->file);
     int bad = fread(head, 1, 9, s->file) != 9 || ungetc(head[8], s->file) != '{';
     uint64_t n = get_int(head, 8, LITTLE);

@@ -60,6 +60,10 @@ static int failures_here; // of the test that runs
         return;                                                                                    \
     } while (0)
 
+/* Plain comparisons: gcc 12 for aarch64 crashes on fmax over a list. */
+static double larger(double a, double b) { return b > a ? b : a; }
+static double smaller(double a, double b) { return b < a ? b : a; }
+
 /* Memory of a test is given back when it ends; nobody calls free(). */
 static void *kept[4096];
 static int n_kept;
@@ -154,7 +158,7 @@ static int same_bits(const real *a, const real *b, Size n) {
 
 static double relative_error(const real *is, const real *wanted, Size n) {
     double largest = 1e-12;
-    for (Size i = 0; i < n; i++) largest = fmax(largest, fabs((double)wanted[i]));
+    for (Size i = 0; i < n; i++) largest = larger(largest, fabs((double)wanted[i]));
     return reals_apart(is, wanted, n) / largest;
 }
 
@@ -276,7 +280,7 @@ static void check_plain_attention(const LayerCheck *l) {
     real *out = filled(n, 7, 1), *lse = filled(rows, 7, 1), *dqkv = filled(3 * n, 7, 1);
     attention_plain_forward(a, out, lse, l->x[0]);
     attention_plain_backward(a, dqkv, l->dy, l->x[0], out, lse);
-    double forward = fmax(reals_apart(l->out, out, n), reals_apart(l->left, lse, rows));
+    double forward = larger(reals_apart(l->out, out, n), reals_apart(l->left, lse, rows));
     double backward = reals_apart(l->dx[0], dqkv, 3 * n);
     CHECK(forward < tolerance && backward < 10 * tolerance,
           "attention, T %lld, causal %d: %g, backward %g", a->T, a->causal, forward, backward);
@@ -526,7 +530,7 @@ static void test_trace(void) {
             memcpy(y + b * T * D, own + (b * n_layers + i / 8) * T * D, T * D * sizeof *y);
         double back = relative_error(dx, traced(&w.file, "ar.d_", i - 1), ROWS * from);
         double there = relative_error(y, traced(&w.file, "ar.", i), n);
-        CHECK(fmax(there, back) < pytorch_tolerance, "%s: %g, back %g", traced_name, there, back);
+        CHECK(larger(there, back) < pytorch_tolerance, "%s: %g, back %g", traced_name, there, back);
     }
     whole_free(&w);
 }
@@ -623,7 +627,7 @@ static void test_exp(void) {
     double most = 0;
     for (double x = -86.5; x < 88.7; x += 0.00137) {
         double is = (double)real_exp((real)x), wanted = exp((double)(real)x);
-        most = fmax(most, fabs(is - wanted) / (wanted * (IS_DOUBLE ? 0x1p-52 : 0x1p-23)));
+        most = larger(most, fabs(is - wanted) / (wanted * (IS_DOUBLE ? 0x1p-52 : 0x1p-23)));
     }
     CHECK(most <= 2, "%.2f ulp from libm", most);
     CHECK(isinf(real_exp(1000)) && real_exp(-1000) == 0, "no limits");
@@ -854,7 +858,7 @@ static void test_kmeans(void) {
     for (int i = 0; i < 3 * MANY; i++) rgb[i] = (uint8_t)random_bits(4, 4, (uint64_t)(i % 600));
     for (int code = 0; code < PARTITIONS; code++) {
         for (int i = 0, digits = code; i < N; i++, digits /= K) tokens[i] = (uint16_t)(digits % K);
-        optimum = fmin(optimum, lloyd(means, K, rgb, N, tokens));
+        optimum = smaller(optimum, lloyd(means, K, rgb, N, tokens));
     }
     for (uint64_t seed = 0; seed <= SEEDS; seed++) {
         Size n = seed < SEEDS ? N : MANY, k = seed < SEEDS ? K : MANY_K;
@@ -865,7 +869,7 @@ static void test_kmeans(void) {
         CHECK(fabs(counted - inertia) < 1e-3 * inertia, "inertia %g, not %g", inertia, counted);
         CHECK(inertia > optimum * 0.9999, "%g beats the optimum %g", inertia, optimum);
         CHECK(reals_apart(palette, means, 3 * k) < 1e-5, "a centre is not the mean of its pixels");
-        least = fmin(least, inertia);
+        least = smaller(least, inertia);
     }
     CHECK(least < optimum * 1.0001, "the best of 20 is %g, the optimum %g", least, optimum);
 }
@@ -908,7 +912,7 @@ static void test_quantisation(void) {
             double square = 0;
             for (int c = 0; c < 3; c++)
                 square += pow(rgb[3 * i + c] / 127.5 - 1 - (double)palette[3 * k + c], 2);
-            least = fmin(least, square);
+            least = smaller(least, square);
             its = k == tokens[i] ? square : its;
         }
         CHECK(its <= least * (1 + 1e-5) + 1e-9, "pixel %d: %g instead of %g", i, its, least);
@@ -933,7 +937,7 @@ static void test_cache_is_forward(void) {
     for (Size t = 0; t < T; t++) {
         const real *logits = sampler_step(&w.model, sampler, t, previous, B);
         for (Size b = 0; b < B; b++) {
-            most = fmax(most, reals_apart(logits + b * K, all + (b * T + t) * K, K));
+            most = larger(most, reals_apart(logits + b * K, all + (b * T + t) * K, K));
             previous[b] = w.batch.tokens[b * T + t];
         }
     }
@@ -998,7 +1002,7 @@ static void test_sampling_frequencies(void) {
             sum += p[k] = top_k && above >= top_k ? 0 : exp((double)logits[k] / 1.5);
             CHECK(p[k] > 0 || !count[k], "colour %d is not among the first %d", k, top_k);
         }
-        for (int k = 0; k < K; k++) apart = fmax(apart, fabs((double)count[k] / N - p[k] / sum));
+        for (int k = 0; k < K; k++) apart = larger(apart, fabs((double)count[k] / N - p[k] / sum));
         CHECK(apart < 0.03, "top-k %d: a frequency is off by %g", top_k, apart);
     }
     whole_free(&w);
@@ -1151,7 +1155,7 @@ static void test_logistic_optimum(void) {
     }
     matmul_plain(matrix(g, C, WIDTH), transposed(p), x, 0);
     for (int i = 0; i < SIZE; i++) g[i] += (real)l2 * w[i];
-    for (int i = 0; i < SIZE + C; i++) most = fmax(most, fabs((double)g[i]));
+    for (int i = 0; i < SIZE + C; i++) most = larger(most, fabs((double)g[i]));
     CHECK(most < 10 * tolerance, "the gradient is %g", most);
     double accuracy = logistic_accuracy(w, x, labels, C);
     CHECK(accuracy == (double)correct / N, "accuracy %g, not %d / %d", accuracy, correct, N);
@@ -2188,7 +2192,7 @@ static void test_hugging_face_names(void) {
     double worst = 0;
     for (Size i = 0; i < m.n_params; i++) {
         double was = (double)m.params[i], is = (double)back.params[i];
-        worst = fmax(worst, fabs(is - was) / fmax(fabs(was), 0x1p-14));
+        worst = larger(worst, fabs(is - was) / larger(fabs(was), 0x1p-14));
     }
     CHECK(worst > 0 && worst <= 0x1p-11, "off by %g", worst);
     model_free(&back);
@@ -2223,7 +2227,7 @@ static void test_hugging_face_model(void) {
     Activations *acts = keep(activations_new(&m.config, B, KEEP_NOTHING));
     model_forward(&m, acts, &(Batch){B, in, NULL, NULL});
     double worst = directory_apart(model_logits(&m, acts, B), logits, B * T * K), largest = 0;
-    for (int i = 0; i < B * T * K; i++) largest = fmax(largest, fabs((double)logits[i]));
+    for (int i = 0; i < B * T * K; i++) largest = larger(largest, fabs((double)logits[i]));
     CHECK(worst < 1e-5 && largest > 1, "logits up to %g are off by %g", largest, worst);
     CHECK(!palette_index(nearest, bytes, B * T, m.palette, K), "%s", error_text());
     for (int i = 0; i < B * T; i++) CHECK(nearest[i] == indices[i], "pixel %d: %d", i, nearest[i]);
@@ -2663,6 +2667,32 @@ static void test_palette_command(void) {
     CHECK(printed("rms_error") < coarse, "%g with 24 colours: %s", coarse, igpt_output);
 }
 
+/* data/example.c, with igpt linked and as a part of it: two models in one process draw what each
+   draws alone. */
+static void test_example(void) {
+    static const char *const programs[] = {"linked", "included"}, *names[] = {"a", "b", "c", "d"};
+    char line[1024];
+    Model m;
+    REQUIRE(!model_init(
+        &m, (Config){.n_px = 6, .n_vocab = 9, .n_embd = 16, .n_head = 2, .n_layer = 2}));
+    model_randomise(&m, 1);
+    for (int i = 0; i < 27; i++) m.palette[i] = (real)(i % 9) / 4 - 1;
+    REQUIRE(!model_save(&m, scratch_path("example"), F32));
+    for (int i = 0; i < 2; i++) {
+        snprintf(line, sizeof line,
+                 "S='%s'; ./example_%s $S/example $S/a data/emoji-ar $S/b $S/example $S/c && "
+                 "./example_%s data/emoji-ar $S/d",
+                 scratch, programs[i], programs[i]);
+        CHECK(system(line) == 0, "%s", line);
+        for (int k = 0; k < 4; k++) { // both programs draw the same
+            Size n, first_n;
+            const uint8_t *is = read_bytes(scratch_path("%s", names[k]), &n);
+            const uint8_t *first = read_bytes(scratch_path("%s", names[k & 1 ? 1 : 0]), &first_n);
+            CHECK(is && n == first_n && !memcmp(is, first, (size_t)n), "%s: %s", line, names[k]);
+        }
+    }
+    model_free(&m);
+}
 #endif // ALONE
 
 enum { BOTH, DOUBLE_ONLY, FLOAT_ONLY }; // where a test says something
@@ -2733,6 +2763,7 @@ static const struct {
     {"command line: BERT", test_bert_commands, FLOAT_ONLY},
     {"command line: finetune", test_finetune, FLOAT_ONLY},
     {"command line: palette", test_palette_command, FLOAT_ONLY},
+    {"command line: another program, two models", test_example, FLOAT_ONLY},
 #endif
 };
 
