@@ -23,9 +23,9 @@
    positions, K colours, d = n_embd, H heads of hs = d / H, L layers, C classes; (B, T, d) is
    row-major; x' is the transpose of x, dx the derivative of the loss by x. */
 
-/* POSIX's calls, and files beyond 2 GB on 32-bit machines, too. */
-#define _POSIX_C_SOURCE 200809L
-#define _FILE_OFFSET_BITS 64
+#define _DEFAULT_SOURCE          // with -std=c11, too, the C library shows what POSIX has
+#define _FILE_OFFSET_BITS 64     // files beyond 2 GB on 32-bit machines
+#define __USE_MINGW_ANSI_STDIO 1 // Windows: printf as C has it
 #include "igpt.h"
 #include <errno.h>
 #include <float.h>
@@ -85,9 +85,12 @@ static int omp_in_parallel(void) { return 0; }
 static void omp_set_num_threads(int n) { (void)n; }
 #endif
 
+#define STOPPING "\nstopping after this step; press again to end now\n"
+
 /* For each system: memory on a 64-byte boundary (a cache line, the widest vector) that free() takes
-   back; files and folders, their names in UTF-8; clock, memory in use, terminal, Ctrl-C. */
+   back; files and folders, their names in UTF-8; clock, memory, terminal, Ctrl-C. */
 enum { PATH_SIZE = 4096 };
+enum { NOTHING, REGULAR, FOLDER, DEVICE }; // what lies at a path; DEVICE: or a pipe, ...
 
 #ifdef _WIN32 // MinGW-w64
 #    define WIN32_LEAN_AND_MEAN
@@ -124,16 +127,16 @@ static FILE *file_stream(const char *path, const char *mode) {
 static Size file_size(FILE *f) { return _filelengthi64(_fileno(f)); }
 static int file_seek(FILE *f, Size to) { return _fseeki64(f, to, SEEK_SET); }
 static int file_to_disk(FILE *f) { return _commit(_fileno(f)); }
-static int file_exists(const char *path) { return !_waccess(wide(path).text, 0); }
 static int file_replace(const char *from, const char *to) {
     DWORD flags = MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH;
     return MoveFileExW(wide(from).text, wide(to).text, flags) ? 0 : (errno = EACCES, -1);
 }
 static void file_remove(const char *path) { _wremove(wide(path).text); }
 static int folder_create(const char *path) { return _wmkdir(wide(path).text); }
-static int is_folder(const char *path) {
+static int path_kind(const char *path) {
     DWORD is = GetFileAttributesW(wide(path).text);
-    return is != INVALID_FILE_ATTRIBUTES && is & FILE_ATTRIBUTE_DIRECTORY;
+    if (is == INVALID_FILE_ATTRIBUTES) return NOTHING;
+    return is & FILE_ATTRIBUTE_DIRECTORY ? FOLDER : is & FILE_ATTRIBUTE_DEVICE ? DEVICE : REGULAR;
 }
 
 typedef _WDIR Folder;
@@ -148,8 +151,12 @@ static const char *folder_next(Folder *folder) {
 static void folder_close(Folder *folder) { _wclosedir(folder); }
 
 #    ifndef IGPT_NO_MAIN
-static int folder_writable(const char *path) { return !_waccess(wide(path).text, 2); }
+static int folder_lock(const char *path) { return (void)path, 0; } // not yet
 static double seconds_now(void) { return 1e-3 * (double)GetTickCount64(); }
+static double memory_limit(void) {
+    MEMORYSTATUSEX memory = {.dwLength = sizeof memory};
+    return GlobalMemoryStatusEx(&memory) ? (double)memory.ullTotalPhys : INFINITY;
+}
 static double peak_memory(void) {
     PROCESS_MEMORY_COUNTERS memory = {.cb = sizeof memory};
     GetProcessMemoryInfo(GetCurrentProcess(), &memory, sizeof memory);
@@ -167,9 +174,12 @@ static int terminal_columns(void) {
     return GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info) ? info.dwSize.X : 80;
 }
 static volatile sig_atomic_t interrupted; // the signal that came
-static void on_interrupt(int number) { interrupted = number; }
-static void catch_interrupt(void) { signal(SIGINT, on_interrupt); } // once
-static char **arguments(int *argc, char **argv) {                   // in UTF-8, and not expanded
+static void on_interrupt(int number) {    // the second Ctrl-C ends at once
+    interrupted = number;
+    _write(2, STOPPING, sizeof STOPPING - 1);
+}
+static void catch_interrupt(void) { signal(SIGINT, on_interrupt); }
+static char **process_start(int *argc, char **argv) { // arguments in UTF-8, and not expanded
     wchar_t **words = CommandLineToArgvW(GetCommandLineW(), argc);
     char **list = malloc(*argc * sizeof *list);
     for (int i = 0; words && list && i < *argc; i++) {
@@ -183,10 +193,12 @@ static char **arguments(int *argc, char **argv) {                   // in UTF-8,
 
 #else // POSIX; of WASI what it has
 #    include <dirent.h>
+#    include <fcntl.h>
 #    include <sys/stat.h>
 #    include <unistd.h>
 #    ifndef __wasi__
 #        include <signal.h>
+#        include <sys/file.h>
 #        include <sys/ioctl.h>
 #        include <sys/resource.h>
 #    endif
@@ -195,20 +207,32 @@ static void *aligned_memory(size_t bytes) {
     void *p = NULL;
     return posix_memalign(&p, 64, bytes) ? NULL : p;
 }
-static FILE *file_stream(const char *path, const char *mode) { return fopen(path, mode); }
+static FILE *file_stream(const char *path, const char *mode) { // no pipe, and writes to no link
+    int flags = O_NONBLOCK | (*mode == 'w' ? O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW : O_RDONLY);
+    int f = open(path, flags, 0666);
+    return f < 0 ? NULL : fdopen(f, mode);
+}
 static Size file_size(FILE *f) {
     struct stat s;
     return fstat(fileno(f), &s) == 0 ? s.st_size : -1;
 }
 static int file_seek(FILE *f, Size to) { return fseeko(f, to, SEEK_SET); }
 static int file_to_disk(FILE *f) { return fsync(fileno(f)); }
-static int file_exists(const char *path) { return !access(path, F_OK); }
-static int file_replace(const char *from, const char *to) { return rename(from, to); }
+static int file_replace(const char *from, const char *to) {
+    char folder[PATH_SIZE];
+    const char *slash = strrchr(to, '/');
+    if (rename(from, to)) return -1;
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - to) : 1, slash ? to : ".");
+    int f = open(*folder ? folder : "/", O_RDONLY); // the name must reach the disk, too
+    if (f >= 0) fsync(f), close(f);
+    return 0;
+}
 static void file_remove(const char *path) { remove(path); }
 static int folder_create(const char *path) { return mkdir(path, 0777); }
-static int is_folder(const char *path) {
+static int path_kind(const char *path) {
     struct stat s;
-    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+    if (stat(path, &s)) return NOTHING;
+    return S_ISDIR(s.st_mode) ? FOLDER : S_ISREG(s.st_mode) ? REGULAR : DEVICE;
 }
 
 typedef DIR Folder;
@@ -220,8 +244,6 @@ static const char *folder_next(Folder *folder) {
 static void folder_close(Folder *folder) { closedir(folder); }
 
 #    ifndef IGPT_NO_MAIN
-static int folder_writable(const char *path) { return !access(path, W_OK); }
-static char **arguments(int *argc, char **argv) { return (void)argc, argv; }
 static int is_terminal(void) { return isatty(2); }
 static double seconds_now(void) {
     struct timespec t;
@@ -231,8 +253,11 @@ static double seconds_now(void) {
 #        ifdef __wasi__
 static double peak_memory(void) { return 65536.0 * (double)__builtin_wasm_memory_size(0); }
 static int terminal_columns(void) { return 80; }
-static const int interrupted = 0; // there are no signals
+static double memory_limit(void) { return 4294967296.0; }
+static const int interrupted = 0; // there are neither signals nor other processes
 static void catch_interrupt(void) {}
+static int folder_lock(const char *path) { return (void)path, 0; }
+static char **process_start(int *argc, char **argv) { return (void)argc, argv; }
 #        else
 static double peak_memory(void) {
     struct rusage usage;
@@ -248,11 +273,29 @@ static int terminal_columns(void) {
     return ioctl(2, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
 }
 static volatile sig_atomic_t interrupted; // the signal that came
-static void on_interrupt(int number) { interrupted = number; }
-static void catch_interrupt(void) { // a second Ctrl-C ends at once
+static void on_interrupt(int number) {    // the second one ends at once
+    interrupted = number;
+    if (write(2, STOPPING, sizeof STOPPING - 1) < 0) return;
+}
+static void catch_interrupt(void) {
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGHUP, &action, NULL);
+}
+static char **process_start(int *argc, char **argv) {
+    signal(SIGXFSZ, SIG_IGN); // a file that must not grow further fails like a full disk
+    return (void)argc, argv;
+}
+static double memory_limit(void) { // physical memory, or less by ulimit -v
+    struct rlimit limit;
+    double most = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return most;
+    return (double)limit.rlim_cur < most ? (double)limit.rlim_cur : most;
+}
+static int folder_lock(const char *path) { // until the process ends; -1: another one has it
+    int f = open(path, O_RDONLY);
+    return f >= 0 && flock(f, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK ? -1 : 0;
 }
 #        endif
 #    endif
@@ -2165,7 +2208,11 @@ static const char *file_in(const char *dir, const char *name) { // valid until t
 }
 
 static FILE *file_open(const char *path) {
-    if (is_folder(path)) return fail("cannot read %s: it is a folder", path), NULL;
+    int kind = path_kind(path);
+    if (kind == FOLDER || kind == DEVICE) {
+        fail("cannot read %s: it is %s", path, kind == FOLDER ? "a folder" : "no regular file");
+        return NULL;
+    }
     FILE *f = file_stream(path, "rb");
     if (!f) fail("cannot open %s: %s", path, strerror(errno));
     return f;
@@ -2173,7 +2220,12 @@ static FILE *file_open(const char *path) {
 
 static FILE *file_create(const char *path) {
     char hidden[PATH_SIZE + 8];
+    int kind = path_kind(path);
     snprintf(hidden, sizeof hidden, "%.*s.part", PATH_SIZE, path);
+    if (kind == FOLDER || kind == DEVICE) {
+        fail("cannot write %s: it is %s", path, kind == FOLDER ? "a folder" : "no regular file");
+        return NULL;
+    }
     FILE *f = file_stream(hidden, "wb");
     if (!f) fail("cannot write %s: %s", hidden, strerror(errno));
     return f;
@@ -2215,8 +2267,8 @@ static int folder_make(const char *path) {
     char above[PATH_SIZE];
     const char *slash = strrchr(path, '/');
     snprintf(above, sizeof above, "%.*s", slash ? (int)(slash - path) : 0, path);
-    if (*above && !is_folder(above) && folder_make(above)) return -1;
-    if (is_folder(path) || !folder_create(path)) return 0;
+    if (*above && path_kind(above) != FOLDER && folder_make(above)) return -1;
+    if (path_kind(path) == FOLDER || !folder_create(path)) return 0;
     return fail("cannot make the folder %s: %s", path, strerror(errno));
 }
 
@@ -2349,7 +2401,7 @@ static int class_number(Dataset *data, const char *name) {
 
 /* Class names, one to a line of the file at path; where there is no such file, n numbers. */
 static int class_names_read(Dataset *data, const char *path, Size n) {
-    int bad = 0, is_there = file_exists(path);
+    int bad = 0, is_there = path_kind(path) != NOTHING;
     Size bytes;
     char *text = is_there ? file_read(path, 1 << 20, &bytes) : zalloc(n, 24), *next = text;
     if (!text) return -1;
@@ -2404,7 +2456,7 @@ static const Layout layouts[] = {
 static int file_form(const char *path) {
     char packed[PATH_SIZE + 4];
     snprintf(packed, sizeof packed, "%s.gz", path);
-    return file_exists(path) ? 1 : file_exists(packed) ? 2 : 0;
+    return path_kind(path) != NOTHING ? 1 : path_kind(packed) != NOTHING ? 2 : 0;
 }
 
 /* Read a file of n records into the set of pictures that it is of: each has labels, of which the
@@ -2545,7 +2597,7 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
         if (has_ending(name, ".ppm") || has_ending(name, ".pgm")) index[n++] = i;
         else if (has_ending(name, ".jpg") || has_ending(name, ".jpeg") || has_ending(name, ".png"))
             foreign = name;
-        else if (!bad && !class && is_folder(path)) {
+        else if (!bad && !class && path_kind(path) == FOLDER) {
             bad = folder_read(data, set, path, name);
             if (pictures_in(data) == so_far) strcpy(empty, path);
         }
@@ -2566,7 +2618,8 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
 static int pictures_read(Dataset *data, const char *dir) {
     char train[PATH_SIZE], test[PATH_SIZE];
     if (path_join(train, dir, "train") || path_join(test, dir, "test")) return -1;
-    if (!is_folder(train) && !is_folder(test)) return folder_read(data, NULL, dir, NULL);
+    if (path_kind(train) != FOLDER && path_kind(test) != FOLDER)
+        return folder_read(data, NULL, dir, NULL);
     return folder_read(data, &data->train, train, NULL) ||
            folder_read(data, &data->test, test, NULL);
 }
@@ -2596,6 +2649,8 @@ static int recognise(Dataset *data, const char *dir) {
 int dataset_read(Dataset *data, const char *dir, Size n_px) {
     *data = (Dataset){.n_class = 0};
     if (n_px < 1 || n_px > MAX_PX) return fail("n_px %lld is not 1 to %d", n_px, MAX_PX);
+    if (path_kind(dir) != FOLDER)
+        return fail("%s: no such folder; igpt's own pictures lie in its source's data/emoji", dir);
     data->train.px = data->test.px = n_px;
     int bad = recognise(data, dir);
     if (!bad && (data->train.n == 0 || data->test.n == 0))
@@ -2666,7 +2721,7 @@ int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed,
    its first character. The idea to take away: one function, json_skip, both checks a value and
    finds its end, and everything else steps along by it. */
 
-enum { JSON_DEPTH = 64, JSON_BYTES = 100000000 }; // the latter is safetensors' limit for headers
+enum { JSON_DEPTH = 64, JSON_BYTES = 1 << 24 }; // far more than any model's header or palette has
 
 static const char *json_space(const char *p) { return p + strspn(p, " \t\n\r"); }
 
@@ -3106,7 +3161,9 @@ static int weight_load(const Safetensors *file, const Stored *wanted, real *scra
     for (Size i = 0; i < s.count && !bad; i++)
         if (is_bias ? values[i] != 0 : !isfinite(values[i]))
             bad = fail("%s: tensor %s is not %s", file->path, s.name,
-                       is_bias ? "zero; this model has no biases" : "finite");
+                       is_bias ? "zero: igpt has no biases, nor have OpenAI's models; training in "
+                                 "transformers moves them"
+                               : "finite");
     return bad;
 }
 
@@ -3250,8 +3307,8 @@ int model_save(const Model *m, const char *dir, int dtype) {
     int bad =
         !list || folder_make(dir) ||
         safetensors_write(file_in(dir, "model.safetensors"), list, n, metadata) ||
-        config_save(m, file_in(dir, "config.json")) ||
-        palette_save(file_in(dir, "preprocessor_config.json"), m->palette, c->n_vocab, c->n_px);
+        palette_save(file_in(dir, "preprocessor_config.json"), m->palette, c->n_vocab, c->n_px) ||
+        config_save(m, file_in(dir, "config.json"));
     free(list);
     return bad ? -1 : 0;
 }
@@ -3273,11 +3330,33 @@ static int model_fill(Model *m, const char *dir, const char *config) {
     return m->palette ? 0 : -1;
 }
 
+/* Where a file of a model is missing: what is there instead, and what to do about it. */
+static int no_model(const char *dir, const char *missing) {
+    static const char *const others[] = {"model.safetensors.index.json", "pytorch_model.bin",
+                                         "pytorch_model.bin.index.json"};
+    if (path_kind(dir) != FOLDER)
+        return fail("%s: no such folder; models of Hugging Face's hub are saved into one first, as "
+                    "the README says",
+                    dir);
+    for (int i = 0; i < 3; i++)
+        if (path_kind(file_in(dir, others[i])) != NOTHING)
+            return fail("%s holds %s, not one model.safetensors; to convert it: python -c \"import "
+                        "transformers as t; t.ImageGPTForCausalImageModeling.from_pretrained('%s')."
+                        "save_pretrained('%s', max_shard_size='99GB')\"",
+                        dir, others[i], dir, dir);
+    return fail("%s is not there: no model lies in that folder; `igpt train` makes one",
+                file_in(dir, missing));
+}
+
 int model_load(Model *m, const char *dir) {
     Safetensors weights = {.file = NULL};
     Stored score;
     Config c = {0};
     *m = (Model){.n_tensors = 0};
+    for (int i = 0; i < 2; i++) {
+        const char *needed = i ? "model.safetensors" : "config.json";
+        if (path_kind(file_in(dir, needed)) == NOTHING) return no_model(dir, needed);
+    }
     const char *path = file_in(dir, "config.json");
     char *json = json_read(path, JSON_BYTES);
     int bad = !json || config_load(&c, json, path) ||
@@ -3580,7 +3659,7 @@ struct Options {
     Size seed, threads, quiet, preset, objective, pool;
     Size n_layer, n_head, n_embd, n_px, n_vocab;
     Size batch, micro_batch, steps, warmup, eval_every, save_every; // -1: to be found
-    Size resume, recompute, from_scratch, labels_per_class, masks;
+    Size resume, overwrite, recompute, from_scratch, labels_per_class, masks;
     Size n, top_k, rows, show, f16, concat, n_images;
     double lr, mask_prob, gen_weight, temperature;
     char **image;
@@ -3640,6 +3719,7 @@ static const Option option_table[] = {
     {"eval-every", "N", AT(eval_every), RUNS, "", 1, MANY, "steps between tests; default a tenth"},
     {"save-every", "N", AT(save_every), RUNS, "", 1, MANY, "between saves; default eval-every"},
     {"resume", "", AT(resume), RUNS | HERE, "", 0, 0, "go on with the run in --out, bit for bit"},
+    {"overwrite", "", AT(overwrite), RUNS | HERE, "", 0, 0, "where --out holds a run: start anew"},
     {"init", "DIR", AT(init), TRAIN | HERE, "", 0, 0, "start from this model and its palette"},
     {"palette", "FILE", AT(palette), TRAIN | PALETTE | HERE, "", 0, 0,
      "colours of this preprocessor_config.json instead of k-means"},
@@ -3846,10 +3926,23 @@ static const char *clock_text(double seconds) { // hours:minutes:seconds
     return text;
 }
 
-/* A folder to write to, made where it is missing; found out now rather than after the work. */
-static void need_folder(const char *dir) {
+/* What would fail after the work is to fail before it: can this file be written? */
+static void need_output(const char *path) {
+    FILE *f = file_create(path);
+    need(f != NULL);
+    file_finish(f, path, 1);
+}
+
+/* The same of these files, divided by spaces, in a folder that is made where it is missing. */
+static void need_outputs(const char *dir, const char *names) {
+    char name[64];
     need(!folder_make(dir));
-    if (!folder_writable(dir)) stop("cannot write to the folder %s: %s", dir, strerror(errno));
+    for (; *names; names += strspn(names, " ")) {
+        int length = (int)strcspn(names, " ");
+        snprintf(name, sizeof name, "%.*s", length, names);
+        need_output(file_in(dir, name));
+        names += length;
+    }
 }
 
 /* ==== 13 training ===============================================================================
@@ -3884,10 +3977,10 @@ static void draw_pictures(const Options *o, const Model *m, Size B, uint16_t *to
     Sampler *sampler = sampler_new(&m->config, B);
     uint8_t *rgb = need_memory(B * T, 3);
     need(sampler != NULL);
-    for (Size i = 0; i < n; i += B, tokens += B * T) {
+    for (Size i = 0; i < n && !interrupted; i += B, tokens += B * T) {
         Drawing drawing = {o->seed, i, o->temperature, o->top_k};
         Size count = min(B, n - i), shown = min(count, across > 0 ? across : 1);
-        for (Size row = 0, end; row < px; row = end) {
+        for (Size row = 0, end; row < px && !interrupted; row = end) {
             end = min(row + 2, px);
             sample_positions(m, sampler, tokens, count, row * px, end * px, rows_given * px,
                              &drawing);
@@ -3970,7 +4063,7 @@ static Scores evaluate(const Model *m, Pass *pass, Size B, const Images *set, co
     Size T = set->px * set->px, C = m->config.n_class, draws = is_masked(&m->config) ? masks : 1;
     real *logits = need_memory(B * C, sizeof *logits); // mean over draws
     Losses sum = {0, 0, 0};
-    for (Size i = 0, n; i < subset->n; i += n) {
+    for (Size i = 0, n; i < subset->n && !interrupted; i += n) {
         n = min(B, subset->n - i);
         pass_fill(pass, set, subset->index + i, n);
         memset(logits, 0, B * C * sizeof *logits);
@@ -4073,6 +4166,7 @@ typedef struct {
     Row best;          // of the log, by accuracy
     double began;      // when this process would have begun, had it done all steps
     const char *words; // the command line, for --resume
+    int saved;         // by this process
 } Run;
 
 /* Image number `index`, counted over all epochs, into place b of the pass: flipped at random, for
@@ -4223,6 +4317,28 @@ static void run_tune(Run *r) {
     model_free(&old);
 }
 
+/* How many pictures go through the network at once, where --micro-batch does not say so: as many as
+   leave about 50 MB of activations, which caches hold. */
+static void micro_batch_choose(Options *o) {
+    double image = (double)(o->n_px * o->n_px * o->n_embd * o->n_layer); // 40 bytes each are kept
+    if (o->micro_batch > 0) return;
+    for (o->micro_batch = o->batch; o->micro_batch > 1 && (double)o->micro_batch * image > 1.25e6;)
+        o->micro_batch = (o->micro_batch + 1) / 2;
+}
+
+/* Is there the memory that training takes? Found out before the work on a palette. */
+static void need_room(Options *o, Config c) {
+    Model sizes;
+    need(!model_list(&sizes, c));
+    micro_batch_choose(o);
+    double bytes = train_bytes(o, &c, sizes.n_params), limit = memory_limit();
+    if (bytes > limit)
+        stop("this model needs %.0f MB to train, there are %.0f MB: try a smaller --micro-batch, "
+             "--recompute, or a smaller model",
+             bytes / 1e6, limit / 1e6);
+    model_free(&sizes);
+}
+
 /* The model, of a directory or a new one, and the pictures as its tokens. */
 static void run_load(Run *r) {
     Options *o = r->o;
@@ -4236,7 +4352,10 @@ static void run_load(Run *r) {
     need(!dataset_read(&r->data, o->data, o->n_px));
     say(NOTE, "%s: %lld training and %lld test pictures, %lld classes, at %lld x %lld", o->data,
         r->data.train.n, r->data.test.n, r->data.n_class, o->n_px, o->n_px);
-    need_folder(o->out);
+    need_outputs(o->out, "model.safetensors preprocessor_config.json config.json log.csv loss.svg "
+                         "train_state.safetensors samples.png");
+    if (folder_lock(o->out)) stop("%s: another run is writing there", o->out);
+    need_room(o, from ? m->config : config);
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
         need(!model_init(m, config_of(o)));
@@ -4259,11 +4378,6 @@ static void run_load(Run *r) {
 static void run_open(Run *r) {
     Options *o = r->o;
     Size n = r->model.n_params;
-    double image = (double)(o->n_px * o->n_px * o->n_embd * o->n_layer); // 40 bytes each are kept
-    if (o->micro_batch < 0)
-        for (o->micro_batch = o->batch;
-             o->micro_batch > 1 && (double)o->micro_batch * image > 1.25e6;)
-            o->micro_batch = (o->micro_batch + 1) / 2;
     if (o->warmup < 0) o->warmup = min(r->train.n / o->batch, o->steps / 2);
     if (o->eval_every < 0) o->eval_every = (o->steps + 9) / 10;
     if (o->save_every < 0) o->save_every = o->eval_every;
@@ -4278,15 +4392,31 @@ static void run_open(Run *r) {
     if (r->fine) r->result.params = memcpy(memory + 3 * n, r->model.params, n * sizeof *memory);
 }
 
+/* A loss, score or weight that is not finite ends the run; what was saved before stays. */
+static void need_finite(const Run *r, double value) {
+    const Row *now = &r->log[r->n_rows];
+    if (isfinite(value)) return;
+    stop(
+        "step %.0f, learning rate %g: the run is no longer finite (%g). The last save stays; go on "
+        "from it with --resume and a lower --lr, or start anew",
+        now->step, now->lr, value);
+}
+
 /* Test the run and show how it went, with pictures and the chart; keep the weights of a fine-tuning
-   that beat all before. */
-static void run_test(Run *r, Row *row) {
+   that beat all before. -1: interrupted, as if it had not begun. */
+static int run_test(Run *r, Row *row) {
     const Options *o = r->o;
     const Model *m = &r->model;
     const Images *set = r->fine ? &r->data.train : &r->data.test;
     const char *path = file_in(o->out, "samples.png");
     Size n = train_samples(o, &m->config);
+    uint16_t *samples = need_memory(n * o->n_px * o->n_px, sizeof *samples);
     row->held = evaluate(m, &r->pass, o->micro_batch, set, &r->held, r->fine, 1, o->mask_prob);
+    if (!interrupted) need_finite(r, row->held.gen);
+    if (n && !interrupted) draw_pictures(o, m, n, samples, n, 0);
+    if (interrupted) return -1;
+    if (n) write_sheet(path, samples, n, o->n_px, m->palette, SHEET_COLUMNS);
+    free(samples);
     int best = row->held.accuracy > r->best.held.accuracy;
     if (best) {
         r->best = *row;
@@ -4299,67 +4429,78 @@ static void run_test(Run *r, Row *row) {
     else
         say(NOTE, "step %.0f  train %.4f  test %.4f nats per pixel  %s", row->step, row->train.gen,
             row->held.gen, n ? path : "(no samples.png: a BERT model cannot draw)");
-    if (n) {
-        uint16_t *samples = need_memory(n * o->n_px * o->n_px, sizeof *samples);
-        draw_pictures(o, m, n, samples, n, 0);
-        write_sheet(path, samples, n, o->n_px, m->palette, SHEET_COLUMNS);
-        free(samples);
-    }
-    loss_chart(r, file_in(o->out, "loss.svg"));
+    return 0;
 }
 
 /* Finish a row of the log, every now and then with a test, and begin the next one. */
 static void run_report(Run *r, int testing) {
     r->log = realloc(r->log, (r->n_rows + 2) * sizeof *r->log);
     if (!r->log) stop("out of memory for the log");
-    Row *row = &r->log[r->n_rows++];
-    double steps = row->step - row[-1].step;
-    row->seconds = seconds_now() - r->began;
-    row->train.gen = r->o->gen_weight > 0 ? row->train.gen / steps : NAN;
-    row->train.clf /= steps;
-    row->held = (Scores){NAN, NAN, NAN};
-    row[1] = (Row){.step = row->step, .lr = row->lr};
-    if (testing) run_test(r, row);
+    Row row = r->log[r->n_rows];
+    double steps = row.step - r->log[r->n_rows - 1].step;
+    row.seconds = seconds_now() - r->began;
+    row.train.gen = r->o->gen_weight > 0 ? row.train.gen / steps : NAN;
+    row.train.clf /= steps;
+    row.held = (Scores){NAN, NAN, NAN};
+    if (testing && run_test(r, &row)) return;
+    r->log[r->n_rows++] = row;
+    r->log[r->n_rows] = (Row){.step = row.step, .lr = row.lr};
+    if (testing) loss_chart(r, file_in(r->o->out, "loss.svg"));
 }
 
-/* The state goes last: where there is one, there is a model. */
+/* Where the run of before lies that --overwrite gives up, its state goes before the first new file
+   comes, and so does config.json, which comes back last: no folder holds parts of two runs that
+   load together. The state goes last: where there is one, there is a model. */
 static void run_save(Run *r) {
-    const char *metadata[] = {"command", r->o->command->name, "words", r->words, NULL};
+    char step[32];
+    const char *metadata[] = {"command", r->o->command->name, "words", r->words, "step", step,
+                              NULL};
+    const char *path = file_in(r->o->out, "train_state.safetensors");
     Stored list[N_STATE];
-    r->log[r->n_rows].seconds = seconds_now() - r->began;
+    Row *now = &r->log[r->n_rows];
+    snprintf(step, sizeof step, "%.0f", now->step);
+    for (Size i = 0; i < r->adam.n; i++) need_finite(r, (double)r->adam.params[i]);
+    now->seconds = seconds_now() - r->began;
     state_list(r, list);
+    if (!r->saved && !r->o->resume) {
+        file_remove(path);
+        file_remove(file_in(r->o->out, "config.json"));
+    }
+    r->saved = 1;
     need(!model_save(&r->result, r->o->out, r->o->f16 ? F16 : REAL_DTYPE));
     log_write(r, file_in(r->o->out, "log.csv"));
-    const char *path = file_in(r->o->out, "train_state.safetensors");
+    path = file_in(r->o->out, "train_state.safetensors");
     need(!safetensors_write(path, list, N_STATE, metadata));
 }
 
+/* A report of the last step is made if it is due and has not been made, as in a run that was
+   interrupted while it was tested. */
 static void run_steps(Run *r) {
     const Options *o = r->o;
     Size log_every = ceil_div(o->steps, LOG_ROWS), from = (Size)r->log[r->n_rows].step;
     double now = seconds_now();
     r->began = now - r->log[r->n_rows].seconds;
     catch_interrupt();
-    for (Size done = from + 1; done <= o->steps; done++) {
-        train_step(r);
+    for (Size done = from;; done++) {
         const Row *row = &r->log[r->n_rows];
-        double loss = (o->gen_weight * row->train.gen + r->fine * row->train.clf) /
-                      (row->step - row[-1].step);
-        double pace = (seconds_now() - now) / (double)(done - from); // seconds for a step
-        if (!isfinite(loss)) stop("the loss is %g at step %lld: try a lower --lr", loss, done);
-        say(PROGRESS, "step %lld of %lld  loss %.4f  %.0f images/s  %s left", done, o->steps, loss,
-            (double)o->batch / pace, clock_text(pace * (double)(o->steps - done)));
-        int last = done == o->steps, testing = last || done % o->eval_every == 0;
+        int last = done >= o->steps, testing = last || done % o->eval_every == 0;
+        int due = row->step > row[-1].step || (last && !isfinite(row[-1].held.gen));
+        if (due && (testing || done % log_every == 0)) run_report(r, testing);
         int halt = interrupted; // read once: a signal may come between the two uses
-        if (testing || done % log_every == 0) run_report(r, testing);
-        if (last || halt || done % o->save_every == 0) run_save(r);
-        if (halt && !last)
+        if (done > from && (last || halt || done % o->save_every == 0)) run_save(r);
+        if (halt)
             stop("stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out %s",
                  done, o->steps, o->command->name, o->out);
+        if (last) break;
+        train_step(r);
+        row = &r->log[r->n_rows];
+        double loss = (o->gen_weight * row->train.gen + r->fine * row->train.clf) /
+                      (row->step - row[-1].step);
+        double pace = (seconds_now() - now) / (double)(done + 1 - from); // seconds for a step
+        need_finite(r, loss);
+        say(PROGRESS, "step %lld of %lld  loss %.4f  %.0f images/s  %s left", done + 1, o->steps,
+            loss, (double)o->batch / pace, clock_text(pace * (double)(o->steps - done - 1)));
     }
-    const Row *row = &r->log[r->n_rows];
-    if (row->step > row[-1].step || !isfinite(row[-1].held.gen))
-        run_report(r, 1); // --resume with no steps left
 }
 
 /* The figures of a run that has come to its end; a fine-tuned model is tested now, once. */
@@ -4385,13 +4526,28 @@ static void run_print(Run *r) {
 static const char *run_reopen(Options *o, Safetensors *state) {
     enum { MOST_BYTES = 1 << 24 };
     char *saved = need_memory(MOST_BYTES, 1), name[16];
-    need(!safetensors_open(state, file_in(o->out, "train_state.safetensors")));
+    const char *path = file_in(o->out, "train_state.safetensors");
+    if (path_kind(path) == NOTHING)
+        stop("%s holds no run to resume; without --resume igpt %s starts one", o->out,
+             o->command->name);
+    need(!safetensors_open(state, path));
     if (safetensors_metadata(state, "command", name, sizeof name) || strcmp(name, o->command->name))
         stop("%s: is no run of igpt %s", state->path, o->command->name);
     if (safetensors_metadata(state, "words", saved, MOST_BYTES))
         stop("%s: no command line in it; is it another version's?", state->path);
     need(!options_all(o, o->command, o->words, o->n_words, saved));
     return saved;
+}
+
+/* Not to lose a run by typing its command again. */
+static void run_refuse(const Options *o) {
+    Safetensors state;
+    char steps[32] = "?";
+    const char *path = file_in(o->out, "train_state.safetensors");
+    if (path_kind(path) == NOTHING) return;
+    if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
+    stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
+         steps);
 }
 
 static void command_train(Options *o) { // and finetune
@@ -4402,6 +4558,7 @@ static void command_train(Options *o) { // and finetune
     if (!!o->palette + !!o->init + o->resume > 1)
         stop("--palette, --init and --resume cannot go together: each of them brings a palette");
     if (o->resume) saved = run_reopen(o, &state);
+    else if (!o->overwrite) run_refuse(o);
     if (!run.fine) o->gen_weight = 1;
     run_load(&run);
     run_open(&run);
@@ -4420,10 +4577,24 @@ static void command_train(Options *o) { // and finetune
 /* ==== 14 commands ===============================================================================
    Everything else that a person can ask for, and main. */
 
+/* Drawing takes an lm_head, which Hugging Face's classifiers and bare models are saved without. */
+static void need_lm_head(const char *dir) {
+    Safetensors file;
+    Stored s;
+    need(!safetensors_open(&file, file_in(dir, "model.safetensors")));
+    if (!safetensors_find(&file, "lm_head.weight", &s))
+        stop(
+            "%s has no lm_head.weight: it was saved as a classifier or as a bare model, and cannot "
+            "draw",
+            dir);
+    safetensors_close(&file);
+}
+
 static void command_sample(Options *o) {
     Model m;
     need(!model_load(&m, o->model));
-    need_folder(o->out);
+    need_lm_head(o->model);
+    need_outputs(o->out, "samples.png");
     Size px = m.config.n_px;
     uint16_t *tokens = need_memory(o->n * px * px, sizeof *tokens);
     draw_and_time(o, &m, tokens, o->n, 0);
@@ -4464,8 +4635,9 @@ static void command_complete(Options *o) {
     Size px = m.config.n_px, T = px * px, rows = o->rows < 0 ? px / 2 : o->rows;
     Size each = o->n, columns = each + 2;
     if (rows > px) stop("--rows %lld: the model's pictures have %lld", rows, px);
+    need_lm_head(o->model);
     Images set = originals_read(o, &m);
-    need_folder(o->out);
+    need_outputs(o->out, "completions.png");
     uint16_t *drawn = need_memory(set.n * each * T, sizeof *drawn);
     for (Size i = 0; i < set.n * each; i++)
         memcpy(drawn + i * T, set.tokens + i / each * T, T * sizeof *drawn);
@@ -4559,7 +4731,7 @@ static void palette_sheet(const char *path, const real *palette, Size K, const I
 static void command_palette(Options *o) {
     Dataset data;
     need(!dataset_read(&data, o->data, o->n_px));
-    need_folder(o->out);
+    need_outputs(o->out, "preprocessor_config.json palette.png");
     const Images *test = &data.test;
     real *palette = palette_make(o, &data.train);
     Size n = test->n * test->px * test->px;
@@ -4780,7 +4952,8 @@ static void probe_print(const ProbeRun *p, const ProbeRow *best) {
 static void command_probe(Options *o) {
     ProbeRun run = {.o = o}, *p = &run;
     probe_open(p);
-    need_folder(o->out);
+    need_outputs(o->out, "probe.csv probe.svg");
+    if (o->features) need_output(o->features);
     Matrix x = probe_features(p);
     if (o->features) probe_export(p, x);
     const ProbeRow *best = p->rows;
@@ -4856,7 +5029,7 @@ static void print_version(void) {
 
 int main(int argc, char **argv) {
     static Options o;
-    argv = arguments(&argc, argv);
+    argv = process_start(&argc, argv);
     if (argc < 2 || is_help(argv[1]) || !strcmp(argv[1], "help")) {
         help_all(argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;
