@@ -3335,9 +3335,10 @@ static int no_model(const char *dir, const char *missing) {
     static const char *const others[] = {"model.safetensors.index.json", "pytorch_model.bin",
                                          "pytorch_model.bin.index.json"};
     if (path_kind(dir) != FOLDER)
-        return fail("%s: no such folder; models of Hugging Face's hub are saved into one first, as "
-                    "the README says",
-                    dir);
+        return fail(
+            "%s: no such folder; `igpt train` makes a model, data/emoji-ar is one, and how to "
+            "save one of Hugging Face's hub into a folder is in the README",
+            dir);
     for (int i = 0; i < 3; i++)
         if (path_kind(file_in(dir, others[i])) != NOTHING)
             return fail("%s holds %s, not one model.safetensors; to convert it: python -c \"import "
@@ -4241,7 +4242,9 @@ static void state_load(Run *r, const Safetensors *file) {
     int sound = now->step >= 0 && now->step <= INT_MAX / 2 && now->step == floor(now->step) &&
                 isfinite(now->seconds + now->train.gen + now->train.clf) &&
                 r->best.held.accuracy >= -1;
-    for (Size i = 0; i < r->adam.n && sound; i++) sound = isfinite(r->adam.params[i]);
+    for (Size i = 0; i < r->adam.n && sound; i++)
+        sound = isfinite(r->adam.params[i]) && isfinite(r->adam.first[i]) &&
+                isfinite(r->adam.second[i]) && r->adam.second[i] >= 0;
     if (!sound) stop("%s: its numbers are not those of a run", file->path);
     say(NOTE, "resuming at step %.0f of %lld", now->step, r->o->steps);
 }

@@ -2667,6 +2667,47 @@ static void test_palette_command(void) {
     CHECK(printed("rms_error") < coarse, "%g with 24 colours: %s", coarse, igpt_output);
 }
 
+/* Nothing is lost by typing a command again, by two runs in one folder, or by a run that goes wrong;
+   and what is no regular file, no whole model, or too large is refused by name. */
+static void test_nothing_lost(void) {
+    static const char small[] = TINY "--steps 3 --out $S/kept";
+    static const char *const pipes[] = {"pipe", "pipes/samples.png", "pipes/log.csv"};
+    Model m;
+    IGPT(0, "", "%s", small);
+    IGPT(1, "kept holds a run of 3 steps: --resume goes on with it, --overwrite", "%s", small);
+    IGPT(1, "", "finetune --model data/emoji-ar --out $S/kept");
+    IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
+    mkdir(scratch_path("pipes"), 0777);
+    for (int i = 0; i < 3; i++) REQUIRE(!mkfifo(scratch_path("%s", pipes[i]), 0666));
+    IGPT(1, "pipe: it is no regular file", "complete --model data/emoji-ar --image $S/pipe");
+    IGPT(1, "pipe: it is no regular file", "palette --palette $S/pipe --out $S/pipes");
+    IGPT(1, "samples.png: it is no regular", "sample --model data/emoji-ar --out $S/pipes");
+    IGPT(1, "log.csv: it is no regular file", TINY "--steps 3 --out $S/pipes");
+    IGPT(1, "", "probe --model data/emoji-ar --features $S --out $S/kept");
+    IGPT(1, "igpt train` makes a model", "sample --model $S/never");
+    IGPT(1, "README", "complete --model openai/imagegpt-small");
+    write_bytes(scratch_path("pipes/pytorch_model.bin"), "", 0);
+    IGPT(1, "save_pretrained", "eval --model $S/pipes");
+    IGPT(1, "MB to train, there are 4",
+         "--version & wait; ulimit -v 400000; exec ${IGPT:-./igpt} "
+         "train --preset igpt-l --threads 1 --out $S/large");
+    IGPT(1, "another run is writing there",
+         TINY
+         "--steps 100000 --save-every 1 --out $S/two & until [ -e $S/two/train_state.safetensors "
+         "]; do kill -0 $! || exit; done; ${IGPT:-./igpt} train --resume --out $S/two; s=$?; "
+         "kill -9 $!; exit $s");
+    IGPT(1, "File too large",
+         "--version & wait; ulimit -f 1; exec ${IGPT:-./igpt} sample "
+         "--model data/emoji-ar --n 9 --out $S/full");
+    CHECK(access(scratch_path("full/samples.png.part"), F_OK), "a part is left");
+    REQUIRE(!model_load(&m, scratch_path("kept")));
+    for (Size i = 0; i < m.n_params; i++) m.params[i] = (real)3e38; // overflows in the first norm
+    REQUIRE(!model_save(&m, scratch_path("huge"), F32));
+    IGPT(1, "no longer finite", "train --init $S/huge --overwrite --steps 3 --out $S/kept");
+    IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
+    model_free(&m);
+}
+
 /* data/example.c, with igpt linked and as a part of it: two models in one process draw what each
    draws alone. */
 static void test_example(void) {
@@ -2763,6 +2804,7 @@ static const struct {
     {"command line: BERT", test_bert_commands, FLOAT_ONLY},
     {"command line: finetune", test_finetune, FLOAT_ONLY},
     {"command line: palette", test_palette_command, FLOAT_ONLY},
+    {"command line: nothing lost, nothing let in", test_nothing_lost, FLOAT_ONLY},
     {"command line: another program, two models", test_example, FLOAT_ONLY},
 #endif
 };
