@@ -8,6 +8,9 @@
 #   make bench      what this machine reaches, against its own peak; CSV=FILE: into that file, too
 #   make fuzz       strange files for every reader, FUZZ_SECONDS=1200; needs clang
 #   make port-check every compiler and emulator that this machine has: data/port-check.sh
+#   make check      sanitizers, valgrind and analysers, each where it is there: data/check.sh
+#   make soak       kills, faults and resumes, MINUTES=5: data/soak.sh
+#   make coverage   which lines of igpt.c the tests run: data/coverage.sh
 #   make clean
 #
 # make ARCH= builds for any machine of this kind instead of this one; make OPENMP=-fopenmp-simd without
@@ -71,6 +74,16 @@ bench: bench_igpt
 port-check:
 	@data/port-check.sh
 
+check:
+	@CC="$(CC)" data/check.sh
+
+MINUTES ?= 5
+soak: igpt
+	@MINUTES=$(MINUTES) data/soak.sh
+
+coverage:
+	@data/coverage.sh
+
 FUZZ_SECONDS ?= 1200
 fuzz:
 	clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
@@ -81,4 +94,4 @@ fuzz:
 clean:
 	rm -f igpt example_linked example_included test_igpt test_igpt_double test_igpt_plain bench_igpt fuzz_igpt .built-with
 
-.PHONY: test gradcheck bench fuzz port-check force clean
+.PHONY: test gradcheck bench fuzz port-check check soak coverage force clean
