@@ -54,8 +54,12 @@ example_linked: data/example.c igpt.c igpt.h .built-with
 example_included: data/example.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) -DIGPT_API=static -DIGPT_INCLUDE -Wno-unused-function data/example.c -o $@ -lm
 
+# The program, of which a call of the system fails when it is told to: quickly built.
+igpt_fault: igpt.c igpt.h data/fault.h .built-with
+	$(CC) $(FLAGS) -O1 -include data/fault.h igpt.c -o $@ -lm
+
 # Some tests run more threads than there are cores: those that wait should sleep.
-test: igpt example_linked example_included test_igpt test_igpt_double test_igpt_plain
+test: igpt igpt_fault example_linked example_included test_igpt test_igpt_double test_igpt_plain
 	@OMP_WAIT_POLICY=passive ./test_igpt ./test_igpt_double ./test_igpt_plain
 
 gradcheck: test_igpt_double
@@ -92,6 +96,6 @@ fuzz:
 	    -artifact_prefix=fuzz_ $$corpus; status=$$?; rm -r $$corpus; exit $$status
 
 clean:
-	rm -f igpt example_linked example_included test_igpt test_igpt_double test_igpt_plain bench_igpt fuzz_igpt .built-with
+	rm -f igpt igpt_fault example_linked example_included test_igpt test_igpt_double test_igpt_plain bench_igpt fuzz_igpt .built-with
 
 .PHONY: test gradcheck bench fuzz port-check check soak coverage force clean

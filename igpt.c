@@ -23,7 +23,7 @@
    positions, K colours, d = n_embd, H heads of hs = d / H, L layers, C classes; (B, T, d) is
    row-major; x' is the transpose of x, dx the derivative of the loss by x. */
 
-#define _DEFAULT_SOURCE          // with -std=c11, too, the C library shows what POSIX has
+#define _DEFAULT_SOURCE 1        // with -std=c11, too, the C library shows what POSIX has
 #define _FILE_OFFSET_BITS 64     // files beyond 2 GB on 32-bit machines
 #define __USE_MINGW_ANSI_STDIO 1 // Windows: printf as C has it
 #include "igpt.h"
@@ -209,8 +209,14 @@ static void *aligned_memory(size_t bytes) {
 }
 static FILE *file_stream(const char *path, const char *mode) { // no pipe, and writes to no link
     int flags = O_NONBLOCK | (*mode == 'w' ? O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW : O_RDONLY);
-    int f = open(path, flags, 0666);
-    return f < 0 ? NULL : fdopen(f, mode);
+    int f = open(path, flags, 0666), reason;
+    FILE *stream = f < 0 ? NULL : fdopen(f, mode);
+    if (stream || f < 0) return stream;
+    reason = errno;
+    close(f);
+    if (*mode == 'w') remove(path);
+    errno = reason;
+    return NULL;
 }
 static Size file_size(FILE *f) {
     struct stat s;
@@ -223,9 +229,10 @@ static int file_replace(const char *from, const char *to) {
     const char *slash = strrchr(to, '/');
     if (rename(from, to)) return -1;
     snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - to) : 1, slash ? to : ".");
-    int f = open(*folder ? folder : "/", O_RDONLY); // the name must reach the disk, too
-    if (f >= 0) fsync(f), close(f);
-    return 0;
+    int f = open(*folder ? folder : "/", O_RDONLY);  // the name must reach the disk, too
+    int bad = f >= 0 && fsync(f) && errno != EINVAL; // of a kind of folder that cannot do it
+    if (f >= 0) close(f);
+    return bad ? -1 : 0;
 }
 static void file_remove(const char *path) { remove(path); }
 static int folder_create(const char *path) { return mkdir(path, 0777); }
@@ -2218,10 +2225,16 @@ static FILE *file_open(const char *path) {
     return f;
 }
 
+typedef char Hidden[PATH_SIZE + 8];
+
+static void hidden_name(Hidden hidden, const char *path) {
+    snprintf(hidden, sizeof(Hidden), "%.*s.part", PATH_SIZE, path);
+}
+
 static FILE *file_create(const char *path) {
-    char hidden[PATH_SIZE + 8];
+    Hidden hidden;
     int kind = path_kind(path);
-    snprintf(hidden, sizeof hidden, "%.*s.part", PATH_SIZE, path);
+    hidden_name(hidden, path);
     if (kind == FOLDER || kind == DEVICE) {
         fail("cannot write %s: it is %s", path, kind == FOLDER ? "a folder" : "no regular file");
         return NULL;
@@ -2233,8 +2246,8 @@ static FILE *file_create(const char *path) {
 
 /* `bad`: the file is not what it should be, and the caller has said why. */
 static int file_finish(FILE *f, const char *path, int bad) {
-    char hidden[PATH_SIZE + 8];
-    snprintf(hidden, sizeof hidden, "%.*s.part", PATH_SIZE, path);
+    Hidden hidden;
+    hidden_name(hidden, path);
     int broken = ferror(f) || fflush(f) || file_to_disk(f);
     if (fclose(f)) broken = 1;
     if (!bad && (broken || file_replace(hidden, path)))
@@ -2264,12 +2277,14 @@ static void *file_read(const char *path, Size most, Size *n) {
 
 /* Make a folder and those above it; 0 also where it exists already. */
 static int folder_make(const char *path) {
-    char above[PATH_SIZE];
-    const char *slash = strrchr(path, '/');
-    snprintf(above, sizeof above, "%.*s", slash ? (int)(slash - path) : 0, path);
-    if (*above && path_kind(above) != FOLDER && folder_make(above)) return -1;
-    if (path_kind(path) == FOLDER || !folder_create(path)) return 0;
-    return fail("cannot make the folder %s: %s", path, strerror(errno));
+    char part[PATH_SIZE] = "";
+    for (size_t i = 0; path[i] && i < PATH_SIZE - 1; i++) {
+        part[i] = path[i];
+        int ends = path[i + 1] == '/' || !path[i + 1];
+        if (ends && path_kind(part) != FOLDER && folder_create(part))
+            return fail("cannot make the folder %s: %s", part, strerror(errno));
+    }
+    return 0;
 }
 
 /* Images come from files as pictures of n_px x n_px (paper, sections 3.1 and 3.2). The idea to take
@@ -2604,7 +2619,7 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
     }
     if (!bad && n > 0) bad = class_read(data, set, dir, class, names, index, n);
     if (!bad && foreign && pictures_in(data) == before)
-        bad = fail("%s/%s is no PPM file; to make one of each: mogrify -format ppm %s/*%s", dir,
+        bad = fail("%s/%s is no PPM file; to make one of each: mogrify -format ppm '%s'/*%s", dir,
                    foreign, dir, strrchr(foreign, '.'));
     if (!bad && !class && data->n_class && *empty)
         bad = fail("%s: no picture in it that can be read", empty);
@@ -2943,39 +2958,52 @@ static int tensor_entry(const Safetensors *s, const char *name, const char *entr
     return 0;
 }
 
-static int compare_places(const void *a, const void *b) {
+static int by_place(const void *a, const void *b) {
     const Stored *x = a, *y = b;
     if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
     return (x->end > y->end) - (x->end < y->end);
 }
 
+static int by_tensor_name(const void *a, const void *b) {
+    return strcmp(((const Stored *)a)->name, ((const Stored *)b)->name);
+}
+
 /* All entries are sound, and their data fills the file up to its end: no overlap, no hole, no
-   rest. */
-static int entries_check(const Safetensors *s) {
+   rest. They are kept in the order of their names, to be found by. */
+static int entries_read(Safetensors *s) {
     Size n = 0, keys = 0, reached = s->start;
     for (const char *key = json_first(s->header); key; key = json_next(key)) keys++;
-    Stored *list = zalloc(keys + 1, sizeof *list);
-    int bad = !list;
-    if (list) list[n++] = (Stored){.begin = s->size, .end = s->size}; // where the data must end
-    for (const char *key = json_first(s->header); key && !bad; key = json_next(key)) {
+    Stored *list = s->tensors = zalloc(keys + 1, sizeof *list);
+    char *name = s->names = zalloc(s->start, 1), *end = name + s->start; // decoded, none is longer
+    if (!list || !name) return -1;
+    list[n++] = (Stored){.begin = s->size, .end = s->size}; // where the data must end, no tensor
+    for (const char *key = json_first(s->header); key; key = json_next(key)) {
         const char *value = json_value(key), *item = json_first(value);
-        char name[256];
-        json_text(key, name, sizeof name);
+        json_text(key, name, end - name);
         int is_metadata = !strcmp(name, "__metadata__");
         while (is_metadata && item && *value == '{' && *json_value(item) == '"')
             item = json_next(item);
-        if (!is_metadata) bad = tensor_entry(s, name, value, &list[n++]);
-        else if (*value != '{' || item)
-            bad = fail("%s: __metadata__: expected an object of strings only", s->path);
+        if (is_metadata && (*value != '{' || item))
+            return fail("%s: __metadata__: expected an object of strings only", s->path);
+        if (is_metadata) continue;
+        if (tensor_entry(s, name, value, &list[n++])) return -1;
+        name += strlen(name) + 1;
     }
-    if (!bad) qsort(list, n, sizeof *list, compare_places);
-    for (Size i = 0; i < n && !bad; reached = list[i++].end)
+    qsort(list, n, sizeof *list, by_place);
+    for (Size i = 0; i < n; reached = list[i++].end)
         if (list[i].begin != reached)
-            bad = fail("%s: byte %lld belongs to %s", s->path, min(list[i].begin, reached),
-                       list[i].begin > reached ? "no tensor"
-                                               : "two tensors, or is beyond the file's end");
-    free(list);
-    return bad;
+            return fail("%s: byte %lld belongs to %s", s->path, min(list[i].begin, reached),
+                        list[i].begin > reached    ? "no tensor"
+                        : list[i].begin == s->size ? "a tensor, but the file ends there: truncated"
+                                                   : "two tensors");
+    for (Size i = 0; i < n; i++)
+        if (!list[i].name) list[i] = list[--n];
+    qsort(list, n, sizeof *list, by_tensor_name);
+    s->n_tensors = n;
+    for (Size i = 1; i < n; i++)
+        if (!by_tensor_name(&list[i - 1], &list[i]))
+            return fail("%s: tensor %.200s stands there twice", s->path, list[i].name);
+    return 0;
 }
 
 int safetensors_open(Safetensors *s, const char *path) {
@@ -2993,7 +3021,7 @@ int safetensors_open(Safetensors *s, const char *path) {
                    path, JSON_BYTES);
     else
         bad = !(s->header = bytes_read(s->file, (Size)n, JSON_BYTES, path)) ||
-              json_check(s->header, (Size)n, path) || entries_check(s);
+              json_check(s->header, (Size)n, path) || entries_read(s);
     if (bad) safetensors_close(s);
     return bad ? -1 : 0;
 }
@@ -3001,12 +3029,18 @@ int safetensors_open(Safetensors *s, const char *path) {
 void safetensors_close(Safetensors *s) {
     if (s->file) fclose(s->file);
     free(s->header);
+    free(s->names);
+    free(s->tensors);
     *s = (Safetensors){.file = NULL};
 }
 
 int safetensors_find(const Safetensors *s, const char *name, Stored *found) {
-    const char *entry = strcmp(name, "__metadata__") ? json_get(s->header, name) : NULL;
-    return entry && !tensor_entry(s, name, entry, found);
+    const Stored key = {.name = name};
+    const Stored *is = bsearch(&key, s->tensors, s->n_tensors, sizeof key, by_tensor_name);
+    if (!is) return 0;
+    *found = *is;
+    found->name = name;
+    return 1;
 }
 
 int safetensors_metadata(const Safetensors *s, const char *key, char *out, Size room) {
@@ -3086,7 +3120,7 @@ static void header_write(FILE *f, const Stored *tensors, Size n, const char *con
                 t + 1 < tensors + n ? "," : "");
     }
     fputc('}', f);
-    while (ftello(f) % 8 > 0) fputc(' ', f);
+    while (!ferror(f) && ftello(f) % 8 > 0) fputc(' ', f);
     put_int(length, (uint64_t)ftello(f) - 8, 8, LITTLE);
     file_seek(f, 0);
     fwrite(length, 1, 8, f);
@@ -3901,7 +3935,8 @@ static void options_follow(Options *o, const Config *c, const char *dir) {
                  {"n-layer", &o->n_layer, c->n_layer}, {"objective", &o->objective, c->objective}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         if (is_given(o, sizes[i].name) && *sizes[i].option != sizes[i].value)
-            stop("--%s is not that of the model in %s: leave it out", sizes[i].name, dir);
+            stop("the model in %s has another --%s (%lld): leave it out", dir, sizes[i].name,
+                 sizes[i].value);
         *sizes[i].option = sizes[i].value;
     }
 }
@@ -3909,12 +3944,15 @@ static void options_follow(Options *o, const Config *c, const char *dir) {
 static void help_command(const Command *command) {
     printf("igpt %s - %s\n\n", command->name, command->summary);
     for (const Option *o = option_table; o < option_table + N_OPTIONS; o++) {
+        char word[64];
         if (!(o->commands & command->bit)) continue;
         int used = printf("  --%s %s", o->name, o->value);
-        printf("%*s%s", used < 23 ? 23 - used : 1, "", o->help);
-        printf(*o->initial ? " (%s)\n" : "\n", o->initial);
+        printf(used < 23 ? "%*s%s" : "\n%*s%s", used < 23 ? 23 - used : 23, "", o->help);
+        snprintf(word, sizeof word, "--%s ", o->name);
+        const char *own = strstr(command->defaults, word); // the command's, else the table's
+        own = own ? own + strlen(word) : o->initial;
+        printf(*own ? " (%.*s)\n" : "\n", (int)strcspn(own, " "), own);
     }
-    if (*command->defaults) printf("\nDefaults here: %s\n", command->defaults);
     if (!option_find(command, "preset")) return;
     puts("\nPresets:");
     for (int i = 0; i < N_PRESETS; i++) printf("  %s\n", presets[i]);
@@ -3929,9 +3967,13 @@ static const char *clock_text(double seconds) { // hours:minutes:seconds
 
 /* What would fail after the work is to fail before it: can this file be written? */
 static void need_output(const char *path) {
+    Hidden hidden;
     FILE *f = file_create(path);
     need(f != NULL);
-    file_finish(f, path, 1);
+    hidden_name(hidden, path);
+    int bad = fclose(f), reason = errno;
+    file_remove(hidden);
+    if (bad) stop("cannot write %s: %s", path, strerror(reason));
 }
 
 /* The same of these files, divided by spaces, in a folder that is made where it is missing. */
@@ -4355,9 +4397,10 @@ static void run_load(Run *r) {
     need(!dataset_read(&r->data, o->data, o->n_px));
     say(NOTE, "%s: %lld training and %lld test pictures, %lld classes, at %lld x %lld", o->data,
         r->data.train.n, r->data.test.n, r->data.n_class, o->n_px, o->n_px);
+    need(!folder_make(o->out));
+    if (folder_lock(o->out)) stop("%s: another run is writing there", o->out);
     need_outputs(o->out, "model.safetensors preprocessor_config.json config.json log.csv loss.svg "
                          "train_state.safetensors samples.png");
-    if (folder_lock(o->out)) stop("%s: another run is writing there", o->out);
     need_room(o, from ? m->config : config);
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
@@ -4490,7 +4533,7 @@ static void run_steps(Run *r) {
         int due = row->step > row[-1].step || (last && !isfinite(row[-1].held.gen));
         if (due && (testing || done % log_every == 0)) run_report(r, testing);
         int halt = interrupted; // read once: a signal may come between the two uses
-        if (done > from && (last || halt || done % o->save_every == 0)) run_save(r);
+        if ((done > from || due) && (last || halt || done % o->save_every == 0)) run_save(r);
         if (halt)
             stop("stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out %s",
                  done, o->steps, o->command->name, o->out);
@@ -4527,16 +4570,16 @@ static void run_print(Run *r) {
 /* Open the state of the run in --out; the words with which it was started come before those of this
    command line, and are returned. */
 static const char *run_reopen(Options *o, Safetensors *state) {
-    enum { MOST_BYTES = 1 << 24 };
-    char *saved = need_memory(MOST_BYTES, 1), name[16];
+    char name[16];
     const char *path = file_in(o->out, "train_state.safetensors");
     if (path_kind(path) == NOTHING)
         stop("%s holds no run to resume; without --resume igpt %s starts one", o->out,
              o->command->name);
     need(!safetensors_open(state, path));
+    char *saved = need_memory(state->start, 1); // as long as the header, at the most
     if (safetensors_metadata(state, "command", name, sizeof name) || strcmp(name, o->command->name))
         stop("%s: is no run of igpt %s", state->path, o->command->name);
-    if (safetensors_metadata(state, "words", saved, MOST_BYTES))
+    if (safetensors_metadata(state, "words", saved, state->start))
         stop("%s: no command line in it; is it another version's?", state->path);
     need(!options_all(o, o->command, o->words, o->n_words, saved));
     return saved;
@@ -4572,7 +4615,10 @@ static void command_train(Options *o) { // and finetune
     say(NOTE, "%lld layers, d %lld, %lld heads, %lld colours: %.2f million parameters, %.0f MB",
         o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
         train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
-    if (o->resume) state_load(&run, &state);
+    if (o->resume) {
+        state_load(&run, &state);
+        safetensors_close(&state);
+    }
     run_steps(&run);
     run_print(&run);
 }
