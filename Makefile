@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 #   make            the program, ./igpt
-#   make test       all tests: in float, in double, and on the plain routines
+#   make test       all tests: in float, in double, on the plain routines, and with tiny blocks
 #   make gradcheck  every gradient against central differences and against PyTorch;
 #                   FILE=theirs.safetensors: someone else's gradients of the fixture against PyTorch's
 #   make bench      what this machine reaches, against its own peak; CSV=FILE: into that file, too
@@ -47,6 +47,10 @@ test_igpt_double: test_igpt.c igpt.c igpt.h .built-with
 test_igpt_plain: test_igpt.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) -DIGPT_PLAIN test_igpt.c igpt.c -o $@ -lm
 
+# All blocks tiny, so that their edges are met everywhere.
+test_igpt_tiny: test_igpt.c igpt.c igpt.h .built-with
+	$(CC) $(LIBRARY) -DIGPT_TINY test_igpt.c igpt.c -o $@ -lm
+
 # Another program, with igpt linked to it, and with igpt as a part of it.
 example_linked: data/example.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) data/example.c igpt.c -o $@ -lm
@@ -59,8 +63,8 @@ igpt_fault: igpt.c igpt.h data/fault.h .built-with
 	$(CC) $(FLAGS) -O1 -include data/fault.h igpt.c -o $@ -lm
 
 # Some tests run more threads than there are cores: those that wait should sleep.
-test: igpt igpt_fault example_linked example_included test_igpt test_igpt_double test_igpt_plain
-	@OMP_WAIT_POLICY=passive ./test_igpt ./test_igpt_double ./test_igpt_plain
+test: igpt igpt_fault example_linked example_included test_igpt test_igpt_double test_igpt_plain test_igpt_tiny
+	@OMP_WAIT_POLICY=passive ./test_igpt ./test_igpt_double ./test_igpt_plain ./test_igpt_tiny
 
 gradcheck: test_igpt_double
 	@OMP_WAIT_POLICY=passive ./test_igpt_double --table $(FILE)
@@ -96,6 +100,6 @@ fuzz:
 	    -artifact_prefix=fuzz_ $$corpus; status=$$?; rm -r $$corpus; exit $$status
 
 clean:
-	rm -f igpt igpt_fault example_linked example_included test_igpt test_igpt_double test_igpt_plain bench_igpt fuzz_igpt .built-with
+	rm -f igpt igpt_fault example_linked example_included test_igpt test_igpt_double test_igpt_plain test_igpt_tiny bench_igpt fuzz_igpt .built-with
 
 .PHONY: test gradcheck bench fuzz port-check check soak coverage force clean

@@ -333,6 +333,14 @@ static inline Size min(Size a, Size b) { return a < b ? a : b; }
 static inline Size ceil_div(Size n, Size by) { return (n + by - 1) / by; }
 static inline Size round_up(Size n, Size to) { return ceil_div(n, to) * to; }
 
+/* The length of a block; in a build for tests, -DIGPT_TINY, one so small that the edges of blocks are
+   met everywhere. Results differ from the usual build's by rounding. */
+#ifdef IGPT_TINY
+#    define BLOCK_OF(usual, tiny) (tiny)
+#else
+#    define BLOCK_OF(usual, tiny) (usual)
+#endif
+
 /* Zeroed memory for count items; NULL and an error where the product overflows or there is not
    enough. Given back with free(). */
 static void *zalloc(Size count, Size size) {
@@ -529,9 +537,9 @@ enum { VEC_BYTES = 16, MR = 4, NV = 2 };
 enum {
     VL = VEC_BYTES / sizeof(real),
     NR = NV * VL,
-    KC = 256,
-    MC = 504 / MR * MR,
-    NC = 512 / NR * NR
+    KC = BLOCK_OF(256, 3),
+    MC = BLOCK_OF(504, MR) / MR * MR,
+    NC = BLOCK_OF(512, NR) / NR * NR
 };
 
 /* From one panel to the next. Without the extra cache line the panels would start a multiple of
@@ -543,7 +551,8 @@ typedef real vec_anywhere __attribute__((vector_size(VEC_BYTES), aligned(sizeof(
 #    define INLINE static inline __attribute__((always_inline))
 
 /* A thread's scratch memory: the panels of a block of A, then those of a block of B. */
-enum { BLOCK_A = (MC / MR * PANEL_A + 15) / 16 * 16, BLOCK_B = NC / NR * PANEL_B };
+enum { TINY_A = BLOCK_OF(0, 32 * VL) }; // room for thin products (below), too
+enum { BLOCK_A = (MC / MR * PANEL_A + TINY_A + 15) / 16 * 16, BLOCK_B = NC / NR * PANEL_B };
 enum { MATMUL_SCRATCH = (BLOCK_A + BLOCK_B + 15) / 16 * 16 };
 
 /* The part of m that begins at (i, j). */
@@ -693,7 +702,8 @@ static void multiply_block(real *scratch, Matrix c, Matrix a, Matrix b, int accu
    or, for one row of A and a B too large for caches, one, since memory delivers a single run
    fastest. The order of summation is that of the tiles, so a picture does not depend on how many
    are drawn with it. */
-enum { THIN_M = 16, THIN_SUMS = 4096, THIN_ROWS = 8 };
+enum { THIN_M = 16, THIN_SUMS = BLOCK_OF(4096, 16 * VL), THIN_ROWS = BLOCK_OF(8, 2) };
+_Static_assert(THIN_SUMS + THIN_M * THIN_ROWS <= BLOCK_A, "thin products have too little memory");
 
 /* sums (M, width) += x (M, rows) b (rows, n); `rows` is a constant in each call. */
 INLINE void thin_rows(const int rows, real *sums, Size width, const real *x, Size M, Matrix b) {
@@ -823,7 +833,7 @@ void rms_forward(real *out, real *inv, const real *x, const real *gain, Size row
 
 /* dx_i += s g_i dn_i - x_i s^3 / d * sum_j(dn_j g_j x_j);  dg_i += sum over rows of dn_i x_i s.
    The second sum runs across rows: blocks of fixed size keep partial sums, added in order. */
-enum { RMS_BLOCK = 64 };
+enum { RMS_BLOCK = BLOCK_OF(64, 3) };
 
 Size rms_partials(Size rows) { return ceil_div(rows, RMS_BLOCK); }
 
@@ -871,7 +881,7 @@ void embed_forward(real *h, const Batch *batch, const real *wte, const real *wpe
 /* dwte[content] += dh, dwpe[t] += dh. Rows of wte collide, so threads own columns instead. */
 void embed_backward(real *dwte, real *dwpe, const real *dh, const Batch *batch, Size T, Size d,
                     Size K) {
-    enum { COLUMNS = 32 };
+    enum { COLUMNS = BLOCK_OF(32, 3) };
 #pragma omp parallel for schedule(static)
     for (Size i0 = 0; i0 < d; i0 += COLUMNS) {
         Size n = min(COLUMNS, d - i0);
@@ -1589,7 +1599,8 @@ Losses objective(const Model *m, Activations *s, const Batch *batch, double gen_
 /* Adam with the paper's settings (section 3.4). The work is reading and
    writing memory, so one pass does everything, down to clearing the gradient. */
 void adam_step(const Adam *adam, Size step, double lr) {
-    enum { BLOCK = 4096 }; // fixed, so that vector and remainder loops split alike for all threads
+    // Fixed, so that vector and remainder loops split alike for all threads.
+    enum { BLOCK = BLOCK_OF(4096, 3) };
     const real beta1 = (real)0.9, beta2 = (real)0.95, eps = (real)1e-8;
     const real rate = (real)(lr / (1 - pow(0.9, (double)step)));
     const real unbias = (real)(1 / sqrt(1 - pow(0.95, (double)step)));
@@ -1635,7 +1646,7 @@ static inline real squared_distance(const Planes *c, Size i, const real *colour)
 
 /* The centre nearest to a colour; the first of several. *distance: the square of it. */
 static Size nearest(const Planes *centres, const real *colour, real *distance) {
-    enum { CHUNK = 128 };
+    enum { CHUNK = BLOCK_OF(128, 3) };
     real most = -INFINITY, closeness[CHUNK]; // minus the squared distance
     Size index = 0;
     for (Size k0 = 0; k0 < centres->n; k0 += CHUNK) {
@@ -1699,7 +1710,7 @@ static void colour_of(real colour[3], const Planes *p, Size i) {
 
 /* What the mass of all colours would be with one more centre. */
 static double mass_with(const Histogram *h, const real *centre) {
-    enum { BLOCK = 1024 };
+    enum { BLOCK = BLOCK_OF(1024, 3) };
     double sum = 0;
 #pragma omp parallel for schedule(static) reduction(+ : sum)
     for (Size from = 0; from < h->colours.n; from += BLOCK) {
@@ -3445,7 +3456,7 @@ static int count_colours(uint8_t colours[3 * 256], uint8_t *index, const uint8_t
     return count;
 }
 
-enum { STORED_MOST = 65535 }; // bytes in a block that is stored, not compressed
+enum { STORED_MOST = BLOCK_OF(65535, 3) }; // bytes in a block that is stored, not compressed
 
 /* Write rows of pixels as a zlib stream of stored blocks to z; returns its length. */
 static Size zlib_store(uint8_t *z, const uint8_t *pixels, Size row, Size height) {

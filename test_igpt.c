@@ -1,4 +1,5 @@
-/* test_igpt.c - the tests of igpt; `make test` runs them in float, in double and plain.
+/* test_igpt.c - the tests of igpt; `make test` runs them in float, in double, plain and with
+   tiny blocks.
    SPDX-License-Identifier: MIT
 
    `./test_igpt WORD ...` runs the tests whose names hold one of the words. Mathematics is proved
@@ -37,6 +38,11 @@ enum { IS_DOUBLE = sizeof(real) == 8 };
 enum { IS_PLAIN = 1 };
 #else
 enum { IS_PLAIN = 0 };
+#endif
+#ifdef IGPT_TINY // blocks
+enum { IS_TINY = 1 };
+#else
+enum { IS_TINY = 0 };
 #endif
 
 static int failures_here; // of the test that runs
@@ -2926,6 +2932,7 @@ int main(int argc, char **argv) {
     int passed = 0, failed = 0, words = 0;
     const char *base = getenv("TMPDIR"), *build = IS_DOUBLE  ? "double"
                                                   : IS_PLAIN ? "plain"
+                                                  : IS_TINY  ? "tiny"
                                                              : "float";
     setvbuf(stdout, NULL, _IOLBF, 0);
     for (int i = 1; i < argc; i++) {
@@ -2941,7 +2948,8 @@ int main(int argc, char **argv) {
         int wanted = !words;
         for (int k = 1; k < argc; k++) wanted |= strstr(tests[i].name, argv[k]) != NULL;
         if (!wanted || tests[i].where == (IS_DOUBLE ? FLOAT_ONLY : DOUBLE_ONLY)) continue;
-        if (IS_PLAIN && !strncmp(tests[i].name, "command line", 12)) continue; // they run ./igpt
+        int runs_igpt = !strncmp(tests[i].name, "command line", 12);
+        if (runs_igpt && (IS_PLAIN || IS_TINY)) continue;
         failures_here = 0;
         printf("%-6s: %s\n", build, tests[i].name);
         tests[i].run();
