@@ -63,7 +63,7 @@ igpt_fault: igpt.c igpt.h data/fault.h .built-with
 	$(CC) $(FLAGS) -O1 -include data/fault.h igpt.c -o $@ -lm
 
 # Some tests run more threads than there are cores: those that wait should sleep.
-test: igpt igpt_fault example_linked example_included test_igpt test_igpt_double test_igpt_plain test_igpt_tiny
+test: igpt igpt_fault fuzz_replay example_linked example_included test_igpt test_igpt_double test_igpt_plain test_igpt_tiny
 	@OMP_WAIT_POLICY=passive ./test_igpt ./test_igpt_double ./test_igpt_plain ./test_igpt_tiny
 
 gradcheck: test_igpt_double
@@ -92,14 +92,18 @@ soak: igpt
 coverage:
 	@data/coverage.sh
 
+# The inputs that fuzzing kept, once more; with any compiler.
+fuzz_replay: data/fuzz.c igpt.c igpt.h .built-with
+	$(CC) $(FLAGS) -O1 -DFUZZ_REPLAY data/fuzz.c -o $@ -lm
+
 FUZZ_SECONDS ?= 1200
 fuzz:
 	clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
-	    -Wno-unknown-pragmas -DIGPT_NO_MAIN -I. data/fuzz.c igpt.c -o fuzz_igpt -lm
+	    -Wno-unknown-pragmas data/fuzz.c -o fuzz_igpt -lm
 	@corpus=$$(mktemp -d); ./fuzz_igpt -max_total_time=$(FUZZ_SECONDS) -max_len=8192 \
-	    -artifact_prefix=fuzz_ $$corpus; status=$$?; rm -r $$corpus; exit $$status
+	    -artifact_prefix=fuzz_ $$corpus data/fuzz $$corpus; status=$$?; rm -r $$corpus; exit $$status
 
 clean:
-	rm -f igpt igpt_fault example_linked example_included test_igpt test_igpt_double test_igpt_plain test_igpt_tiny bench_igpt fuzz_igpt .built-with
+	rm -f igpt igpt_fault example_linked example_included test_igpt test_igpt_double test_igpt_plain test_igpt_tiny bench_igpt fuzz_igpt fuzz_replay .built-with
 
 .PHONY: test gradcheck bench fuzz port-check check soak coverage force clean

@@ -333,8 +333,8 @@ static inline Size min(Size a, Size b) { return a < b ? a : b; }
 static inline Size ceil_div(Size n, Size by) { return (n + by - 1) / by; }
 static inline Size round_up(Size n, Size to) { return ceil_div(n, to) * to; }
 
-/* The length of a block; in a build for tests, -DIGPT_TINY, one so small that the edges of blocks are
-   met everywhere. Results differ from the usual build's by rounding. */
+/* The length of a block; in a build for tests, -DIGPT_TINY, one so small that the edges of blocks
+   are met everywhere. Results differ from the usual build's by rounding. */
 #ifdef IGPT_TINY
 #    define BLOCK_OF(usual, tiny) (tiny)
 #else
@@ -2869,16 +2869,22 @@ const char *json_next(const char *item) {
     return json_take(&item, ',') ? item : NULL;
 }
 
+static int utf8(char bytes[4], uint32_t code) { // a character's; returns how many
+    int n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
+    for (int i = n - 1; i > 0; i--, code >>= 6) bytes[i] = (char)(0x80 | (code & 0x3f));
+    bytes[0] = (char)(n == 1 ? code : (0xf00u >> n & 0xff) | code);
+    return n;
+}
+
 int json_text(const char *value, char *out, Size room) {
-    char *end = out + room;
+    char *end = out + room, bytes[4];
     uint32_t code;
     if (!value || *value != '"' || room < 1) return -1;
     for (value++; *value != '"';) {
         value += json_character(value, &code);
-        int n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
+        int n = utf8(bytes, code);
         if (end - out <= n) return *out = 0, -1;
-        for (int i = n - 1; i > 0; i--, code >>= 6) out[i] = (char)(0x80 | (code & 0x3f));
-        out[0] = (char)(n == 1 ? code : (0xf00u >> n & 0xff) | code);
+        memcpy(out, bytes, n);
         out += n;
     }
     *out = 0;
@@ -2891,12 +2897,23 @@ double json_number(const char *value) {
     return *value == '-' || (*value >= '0' && *value <= '9') ? strtod(value, NULL) : NAN;
 }
 
+static int json_is(const char *string, const char *text) {
+    char bytes[4];
+    uint32_t code;
+    for (string++; *string != '"';) {
+        string += json_character(string, &code);
+        int n = utf8(bytes, code);
+        if (strncmp(text, bytes, n)) return 0;
+        text += n;
+    }
+    return !*text;
+}
+
 const char *json_get(const char *value, const char *key) {
     const char *found = NULL;
-    char name[256];
     if (!value || *json_space(value) != '{') return NULL;
     for (const char *item = json_first(value); item; item = json_next(item))
-        if (!json_text(item, name, sizeof name) && !strcmp(name, key)) found = json_value(item);
+        if (json_is(item, key)) found = json_value(item);
     return found;
 }
 

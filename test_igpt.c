@@ -2714,9 +2714,9 @@ static void test_nothing_lost(void) {
     model_free(&m);
 }
 
-/* Run the command twice in ./igpt_fault (data/fault.h), side by side: call number n of a kind fails,
-   once and from then on. It must say so in one sentence, leave no .part file, and in its folder a
-   model and a state that can be read. Returns whether the call came at all. */
+/* Run the command twice in ./igpt_fault (data/fault.h), side by side: call number n of a kind
+   fails, once and from then on. It must say so in one sentence, leave no .part file, and in its
+   folder a model and a state that can be read. Returns whether the call came at all. */
 static int fault_came(const char *command, const char *kind, long n) {
     enum { SPARED = 77 };
     static const char *const modes[] = {"once", "on"};
@@ -2728,7 +2728,7 @@ static int fault_came(const char *command, const char *kind, long n) {
                  "S='%s'; O=$S/%s; %s; IGPT_FAULT='%s %ld %s' ./igpt_fault %s --quiet --threads 1 "
                  "2>&1 >$S/%s.txt; s=$?; for f in $O/*.part; do [ -e $f ] && echo left $f; done; "
                  "exit $s",
-                 scratch, modes[k], folder ? "O=$O/new/deep; rm -rf $S/*/new" : "cp $S/seed/* $O",
+                 scratch, modes[k], folder ? "rm -rf $O/new; O=$O/new/deep" : "cp $S/seed/* $O",
                  kind, n, modes[k], command, modes[k]);
         if (!(f[k] = popen(line, "r"))) abort();
     }
@@ -2792,6 +2792,20 @@ static void test_faults(void) {
          "--data $S/few --out $S/seed");
     for (int i = 0; i < RUNS; i++)
         for (long n = 1; fault_came(commands[i / 9], kinds[i % 9], n);) n += n < 20 ? 1 : n / 10;
+}
+
+/* What data/fuzz.c's inputs once did to the readers: none of them may end it. */
+static void test_strange_files(void) {
+    char line[512] = "", last[512] = "";
+    int inputs = 0, is_read = 0, refused = 0, files = 0;
+    FILE *f = popen("ls data/fuzz | wc -l; exec ./fuzz_replay data/fuzz/* 2>&1", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        if (!files) files = atoi(line);
+        if (!strncmp(line, "data/fuzz/", 10)) strcpy(last, line);
+        sscanf(line, "%d inputs: %d read, %d refused", &inputs, &is_read, &refused);
+    }
+    CHECK(f && pclose(f) == 0 && inputs == files && is_read > 0 && refused > 0,
+          "%d of %d inputs, %d read, %d refused: %s", inputs, files, is_read, refused, last);
 }
 
 /* data/example.c, with igpt linked and as a part of it: two models in one process draw what each
@@ -2892,6 +2906,7 @@ static const struct {
     {"command line: palette", test_palette_command, FLOAT_ONLY},
     {"command line: nothing lost, nothing let in", test_nothing_lost, FLOAT_ONLY},
     {"command line: every fault", test_faults, FLOAT_ONLY},
+    {"command line: strange files of data/fuzz", test_strange_files, FLOAT_ONLY},
     {"command line: another program, two models", test_example, FLOAT_ONLY},
 #endif
 };

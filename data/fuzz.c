@@ -2,17 +2,44 @@
    SPDX-License-Identifier: MIT
 
    An input's first byte chooses which of the files below the rest is; the others of its folder are
-   whole. It is run from where data/ lies. To run some inputs once, with any compiler:
+   whole. It is run from where data/ lies. igpt.c is a part of this program, so that what only its
+   main() reaches can be called, too: the words of a command line, and a run's state, whose rows
+   must then make a log and a chart. data/fuzz keeps inputs that each once took another way through
+   a reader; make test runs all of them again, with any compiler:
 
-       cc -g -fsanitize=address,undefined -DIGPT_NO_MAIN -DFUZZ_REPLAY data/fuzz.c igpt.c -lm
-       ./a.out fuzz_crash-*    */
+       cc -g -DFUZZ_REPLAY data/fuzz.c -lm -o fuzz_replay && ./fuzz_replay data/fuzz/?*    */
 
 #define _XOPEN_SOURCE 700 // POSIX 2008, and P_tmpdir
-#include "../igpt.h"
-#include <math.h>
+#include <setjmp.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
+
+/* igpt.c ends a command by exit(). Here it goes back to the input's end, where memory is given back
+   that the command would have kept. */
+static jmp_buf input_end;
+static void *taken[1024]; // since the input began
+static int n_taken = -1;  // -1: it has not
+
+static int take_memory(void **p, size_t to, size_t bytes) {
+    int error = posix_memalign(p, to, bytes);
+    if (!error && n_taken >= 0 && n_taken < 1024) taken[n_taken++] = *p;
+    return error;
+}
+
+static void give_memory(void *p) {
+    for (int i = 0; i < n_taken; i++)
+        if (taken[i] == p) taken[i] = taken[--n_taken];
+    free(p);
+}
+
+#define posix_memalign take_memory
+#define free give_memory
+#define exit(status) longjmp(input_end, 1)
+#define main igpt_main
+#include "../igpt.c"
+#undef posix_memalign
+#undef free
+#undef exit
+#undef main
 
 /* Whole is what lies at `from`, or `head` and then ones up to `size`. */
 static const struct {
@@ -39,8 +66,12 @@ static const struct {
     {"idx/t10k-labels-idx1-ubyte", NULL, "\0\0\10\1\0\0\0\2", 8, 10},
     {"pictures/a.ppm", NULL, "P6 1 1 255\nabc", 14, 14},
     {"pictures/b.pgm", NULL, "P5 2 1 255\nab", 13, 13},
+    {"words/x", NULL, "\0--steps\n5\n--lr\n1e-3\n", 21, 21},
+    {"state/train_state.safetensors", .size = 0}, // both are made below
+    {"tuned/train_state.safetensors", .size = 0},
 };
-enum { MODELS = 2, PALETTE = 4, DATA_SETS, N_INPUTS = sizeof inputs / sizeof *inputs };
+enum { MODEL = 2, COLOURS = 4, DATA_SETS, WORDS = 20, STATES };
+enum { N_INPUTS = sizeof inputs / sizeof *inputs, KINDS = 32 }; // room for more of them
 
 static struct {
     char *folder, *path;
@@ -89,6 +120,33 @@ static uint8_t *read_bytes(const char *path, size_t *n) {
     return bytes;
 }
 
+/* A run as run_open() leaves one, of a model as small as can be. */
+static Run run_new(Options *o, int fine) {
+    static Model m;
+    Run r = {.o = o, .fine = fine, .n_rows = 1, .best.held.accuracy = -1, .words = ""};
+    if (!m.params) insist(!model_init(&m, (Config){1, 2, 1, 1, 1, 2, OBJECTIVE_AR}));
+    r.model = r.result = m;
+    r.log = need_memory(4, sizeof *r.log);
+    real *memory = need_memory(4 * m.n_params, sizeof *memory);
+    r.adam = (Adam){m.n_params, m.params, memory, memory + m.n_params, memory + 2 * m.n_params};
+    return r;
+}
+
+/* The state of such a run after two steps. */
+static void state_make(const char *path, int fine) {
+    const char *metadata[] = {"command", fine ? "finetune" : "train", "words", "--steps\n4\n",
+                              NULL};
+    Stored list[N_STATE];
+    Run r = run_new(NULL, fine);
+    for (r.n_rows = 1; r.n_rows < 3; r.n_rows++)
+        r.log[r.n_rows] = (Row){(double)r.n_rows, 0.5, 1e-3, {2, 1, NAN}, {1.5, NAN, 0.25}};
+    r.log[r.n_rows].step = 2;
+    state_list(&r, list);
+    insist(!safetensors_write(path, list, N_STATE, metadata));
+    free(r.log);
+    free(r.adam.grads);
+}
+
 /* Make the whole files. They are the seeds, too, if the last argument is a folder for the corpus;
    of those that hold little else but ones, the beginning. */
 int LLVMFuzzerInitialize(int *argc, char ***argv);
@@ -97,23 +155,26 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     snprintf(scratch, sizeof scratch, "%s/igpt-XXXXXX", base && *base ? base : P_tmpdir);
     insist(mkdtemp(scratch) != NULL);
     atexit(scratch_remove);
+    console.quiet = 1;
     for (int k = 0; k < N_INPUTS; k++) {
         size_t n = inputs[k].size;
-        uint8_t *bytes = inputs[k].from ? read_bytes(inputs[k].from, &n) : memset(malloc(n), 1, n);
-        if (inputs[k].head) memcpy(bytes, inputs[k].head, inputs[k].n_head);
         whole[k].path = scratch_path(inputs[k].path);
         whole[k].folder = strdup(whole[k].path);
         *strrchr(whole[k].folder, '/') = 0;
+        mkdir(whole[k].folder, 0700);
+        if (k >= STATES) state_make(whole[k].path, k - STATES);
+        const char *from = k >= STATES ? whole[k].path : inputs[k].from;
+        uint8_t *bytes = from ? read_bytes(from, &n) : memset(malloc(n), 1, n);
+        if (inputs[k].head) memcpy(bytes, inputs[k].head, inputs[k].n_head);
         whole[k].bytes = bytes;
         whole[k].n = n;
-        mkdir(whole[k].folder, 0700);
         write_bytes(whole[k].path, bytes, n);
         char seed[300];
         snprintf(seed, sizeof seed, "%s/seed-%d", (*argv)[*argc - 1], k);
         FILE *f = fopen(seed, "wb");
         if (!f) continue;
-        putc(k + 8 * N_INPUTS, f); // pictures of 8 x 8
-        fwrite(bytes, 1, inputs[k].from || n < 64 ? n : 64, f);
+        putc(k + 4 * KINDS, f); // pictures of 4 x 4
+        fwrite(bytes, 1, from || n < 64 ? n : 64, f);
         fclose(f);
     }
     return 0;
@@ -238,22 +299,71 @@ static void insist_palette(const real *palette, Size K) {
     for (Size i = 0; i < 3 * K; i++) insist(fabs((double)palette[i]) < 1.01); // 1, but for rounding
 }
 
+/* The words of a command line, one to a line; the first byte tells the command. What is accepted
+   lies within the table's ranges, and is read again from what a run keeps. */
+static int words_refused(char *text) {
+    static Options o;
+    char *words[MOST];
+    int n = 0;
+    const Command *command = &commands[(uint8_t)*text % N_COMMANDS];
+    for (char *p = text + !!*text, *rest; (p = strtok_r(p, "\n", &rest)); p = NULL) words[n++] = p;
+    if (options_all(&o, command, words, n, "")) return 1;
+    for (const Option *option = option_table; option < option_table + N_OPTIONS; option++) {
+        int whole_number = *option->value == 'N', at = (int)(option - option_table);
+        if (!(option->commands & command->bit) || !o.source[at] || option->high == 0) continue;
+        const void *field = (char *)&o + option->where;
+        double value = whole_number ? (double)*(const Size *)field : *(const double *)field;
+        insist(value >= option->low && value <= option->high);
+    }
+    char *saved = words_keep("", &o);
+    insist(!options_all(&o, command, NULL, 0, saved));
+    return 0;
+}
+
+/* A run's state, as --resume reads it: what comes of it must make a log, a chart and a state. */
+static int state_refused(const char *folder, int fine, Safetensors *state) {
+    static Options o;
+    Stored list[N_STATE];
+    char *words[] = {(char *)"--out", (char *)folder};
+    *state = (Safetensors){.file = NULL};
+    if (setjmp(input_end)) return safetensors_close(state), 1;
+    insist(!options_all(&o, &commands[fine], words, 2, ""));
+    insist(commands[fine].bit == (fine ? FINETUNE : TRAIN));
+    run_reopen(&o, state);
+    Run r = run_new(&o, fine);
+    state_load(&r, state);
+    safetensors_close(state);
+    insist(r.n_rows >= 1 && r.log[r.n_rows].step <= INT_MAX / 2);
+    char *path = scratch_path("state/written");
+    log_write(&r, path);
+    size_t n, lines = 0, commas = 0;
+    uint8_t *log = read_bytes(path, &n);
+    for (size_t i = 0; i < n; i++) lines += log[i] == '\n', commas += log[i] == ',';
+    insist(lines == (size_t)r.n_rows && commas == lines * (fine ? 7 : 4));
+    if (r.n_rows > 1) loss_chart(&r, path);
+    state_list(&r, list);
+    insist(!safetensors_write(path, list, N_STATE, NULL));
+    free(path);
+    free(log);
+    return 0;
+}
+
 /* ---- one input ------------------------------------------------------------------------------- */
 
 /* Read it; returns whether it was refused. bytes[size] is 0. */
-static int fuzz_one(int kind, Size n_px, const uint8_t *bytes, size_t size) {
+static int fuzz_one(int kind, Size n_px, uint8_t *bytes, size_t size) {
     const char *text = (const char *)bytes, *path = whole[kind].path, *folder = whole[kind].folder;
     if (kind == 0) {
         if (json_check(text, (Size)size, "fuzz")) return 1;
         insist_json(text + strspn(text, " \t\r\n"), text + size, 0);
-    } else if (kind < MODELS) {
+    } else if (kind < MODEL) {
         Safetensors s;
         if (safetensors_open(&s, path)) return 1;
         insist_safetensors(&s, size);
         safetensors_close(&s);
     } else if (kind < DATA_SETS) {
         Size K = 0;
-        real *palette = kind == PALETTE ? palette_read(path, &K) : NULL;
+        real *palette = kind == COLOURS ? palette_read(path, &K) : NULL;
         if (palette) insist_palette(palette, K);
         free(palette);
         Model m = {.n_params = 0};
@@ -261,6 +371,11 @@ static int fuzz_one(int kind, Size n_px, const uint8_t *bytes, size_t size) {
         insist(m.n_params * 2 <= MOST && m.config.n_vocab == 12);
         insist_palette(m.palette, m.config.n_vocab);
         model_free(&m);
+    } else if (kind == WORDS) {
+        return words_refused((char *)bytes);
+    } else if (kind >= STATES) {
+        static Safetensors state;
+        return state_refused(folder, kind > STATES, &state);
     } else {
         Dataset set;
         if (dataset_read(&set, folder, n_px)) return insist(!set.train.rgb && !set.test.rgb), 1;
@@ -271,20 +386,29 @@ static int fuzz_one(int kind, Size n_px, const uint8_t *bytes, size_t size) {
     return 0;
 }
 
+static int n_refused;
+
 /* A data set's input that is shorter than the whole file and of even length is laid over it. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    if (!size || size > MOST) return 0;
-    int kind = *data % N_INPUTS, n_px = *data / N_INPUTS; // 0 is refused
+    if (!size || size > MOST || *data % KINDS >= N_INPUTS) return -1; // of no use in a corpus
+    int kind = *data % KINDS, n_px = *data / KINDS;                   // 0 is refused
     data++, size--;
-    size_t n = kind >= DATA_SETS && size % 2 == 0 && size < whole[kind].n ? whole[kind].n : size;
+    size_t n = kind >= DATA_SETS && kind < WORDS && size % 2 == 0 && size < whole[kind].n
+                   ? whole[kind].n
+                   : size;
     uint8_t *bytes = malloc(n + 1);
     memcpy(bytes, whole[kind].bytes, n < whole[kind].n ? n : whole[kind].n);
     memcpy(bytes, data, size);
     bytes[n] = 0;
     remove(whole[kind].path); // some file systems wait for the disk where a file is cut to nothing
     write_bytes(whole[kind].path, bytes, n);
-    if (fuzz_one(kind, n_px, bytes, n)) insist(*error_text());
+    n_taken = kind < WORDS ? -1 : 0; // readers give back all that they take
+    int refused = fuzz_one(kind, n_px, bytes, n);
+    while (n_taken > 0) free(taken[--n_taken]);
+    n_taken = -1;
+    if (refused) insist(*error_text());
+    n_refused += refused;
     remove(whole[kind].path);
     write_bytes(whole[kind].path, whole[kind].bytes, whole[kind].n);
     free(bytes);
@@ -293,14 +417,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 #ifdef FUZZ_REPLAY
 int main(int argc, char **argv) {
-    LLVMFuzzerInitialize(&argc, &argv);
+    char *no_corpus[] = {scratch, NULL};
+    LLVMFuzzerInitialize(&(int){1}, &(char **){no_corpus});
     for (int i = 1; i < argc; i++) {
         size_t n;
         uint8_t *bytes = read_bytes(argv[i], &n);
-        fprintf(stderr, "%s\n", argv[i]);
+        fprintf(stderr, "%s\n", argv[i]); // the last one is the one that crashed
         LLVMFuzzerTestOneInput(bytes, n);
         free(bytes);
     }
+    printf("%d inputs: %d read, %d refused\n", argc - 1, argc - 1 - n_refused, n_refused);
     return 0;
 }
 #endif
