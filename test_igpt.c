@@ -2758,6 +2758,7 @@ static int fault_came(const char *command, const char *kind, long n) {
 /* n is counted up until the call does not come any more; from 20 on in steps of a tenth, since
    every byte of some files is a call. */
 static void test_faults(void) {
+#    define SEED "--n-layer 1 --n-embd 4 --n-head 2 --n-px 2 --batch 2 --steps 2 --data $S/few "
     static const char *const files[] = {"pictures few/a 3 10",
                                         "pictures few/b 3 90",
                                         "idx mnist/train-images-idx3-ubyte 0x803 2 4 4 32",
@@ -2770,11 +2771,8 @@ static void test_faults(void) {
     static const char *const kinds[] = {"alloc", "open",  "read",   "write", "flush",
                                         "sync",  "close", "rename", "folder"};
     static const char *const commands[] = {
-        "train --overwrite --palette $S/seed/preprocessor_config.json --n-layer 1 --n-embd 4 "
-        "--n-head 2 "
-        "--n-px 2 --batch 2 --steps 2 --data $S/few --out $O",
-        "train --overwrite --init $S/seed --f16 --recompute --steps 1 --batch 1 --data $S/few "
-        "--out $O",
+        "train --overwrite " SEED "--palette $S/seed/preprocessor_config.json --out $O",
+        "train --overwrite --init $S/seed --f16 --recompute --steps 1 --batch 1 --data $S/few --out $O",
         "finetune --overwrite --model $S/seed --steps 2 --batch 2 --data $S/few --out $O",
         "probe --model $S/seed --data $S/few --concat 2 --features $O/features --out $O",
         "sample --model $S/seed --n 1 --out $O",
@@ -2787,9 +2785,7 @@ static void test_faults(void) {
     };
     enum { RUNS = sizeof kinds / sizeof *kinds * (sizeof commands / sizeof *commands) - 1 };
     files_make(1, files);
-    IGPT(0, "",
-         "train --n-layer 1 --n-embd 4 --n-head 2 --n-px 2 --n-vocab 3 --batch 2 --steps 2 "
-         "--data $S/few --out $S/seed");
+    IGPT(0, "", "train " SEED "--n-vocab 3 --out $S/seed");
     for (int i = 0; i < RUNS; i++)
         for (long n = 1; fault_came(commands[i / 9], kinds[i % 9], n);) n += n < 20 ? 1 : n / 10;
 }
