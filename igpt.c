@@ -1841,8 +1841,8 @@ void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *p
 struct Sampler {
     Size B;
     Team team;
-    real *keys;   // (L, B, H, T, hs): what a head looks back on is one run of memory
-    real *values; // the same
+    real *keys;   // (L, B, H, hs, T): scores of all past positions are sums of rows
+    real *values; // (L, B, H, T, hs): and so are the outputs
     real *h, *n, *inv, *qkv, *att, *u, *logits;
     real *scores;       // (B, H, T)
     real *probs;        // (K) for a draw
@@ -1886,23 +1886,28 @@ Sampler *sampler_new(const Config *c, Size B) {
     return s;
 }
 
-/* Attention of one position to itself and those before it, for each image and head: the keys and
-   the values of the past are read once, from front to back. */
+/* Attention of one position to itself and those before it, for each image and head. */
 static void attend_cached(Sampler *s, const Config *c, Size l, Size t, Size B) {
     Size T = positions(c), d = c->n_embd, H = c->n_head, hs = d / H;
     real scale = 1 / (real)sqrt((double)hs);
 #pragma omp parallel for schedule(static) num_threads(s->team.threads)
     for (Size head = 0; head < B * H; head++) {
         Size past = (l * s->B * H + head) * T * hs;
-        real *keys = s->keys + past, *values = s->values + past; // (T, hs)
+        real *keys = s->keys + past, *values = s->values + past; // (hs, T), (T, hs)
         real *p = s->scores + head * T, lse;                     // (T)
         const real *q = s->qkv + head / H * 3 * d + head % H * hs;
         real *out = s->att + head / H * d + head % H * hs;
-        memcpy(keys + t * hs, q + d, hs * sizeof *keys);
+        for (Size i = 0; i < hs; i++) keys[i * T + t] = q[d + i];
         memcpy(values + t * hs, q + 2 * d, hs * sizeof *values);
-        for (Size j = 0; j <= t; j++) p[j] = scale * dot(q, keys + j * hs, hs);
+        memset(p, 0, (t + 1) * sizeof *p);
+        for (Size i = 0; i < hs; i++)
+#pragma omp simd
+            for (Size j = 0; j <= t; j++) p[j] += scale * q[i] * keys[i * T + j];
         real inverse = 1 / softmax_row(p, t + 1, &lse);
-        matmul(s->team, matrix(out, 1, hs), matrix(p, 1, t + 1), matrix(values, t + 1, hs), 0);
+        memset(out, 0, hs * sizeof *out);
+        for (Size j = 0; j <= t; j++)
+#pragma omp simd
+            for (Size i = 0; i < hs; i++) out[i] += p[j] * values[j * hs + i];
         for (Size i = 0; i < hs; i++) out[i] *= inverse;
     }
 }
@@ -4032,7 +4037,13 @@ static Size sampler_images(const Config *c, Size most, double bytes) {
     return fit > (double)most ? most : fit > 1 ? (Size)fit : 1;
 }
 
-static Size sample_batch(const Config *c) { return sampler_images(c, SAMPLE_BATCH, 4e9); }
+/* How many are drawn at once. Large models gain by it, since each of their weights is read once for
+   all pictures; small ones lose, whose weights stay in caches if keys and values do not drive them
+   out. */
+static Size sample_batch(const Config *c) {
+    double weights = 12.0 * (double)(c->n_layer * c->n_embd * c->n_embd) * sizeof(real);
+    return sampler_images(c, SAMPLE_BATCH, weights > 3e7 ? 4e9 : 8e6);
+}
 
 /* How many pictures a run draws whenever it is tested. */
 static Size train_samples(const Options *o, const Config *c) {
@@ -4040,8 +4051,8 @@ static Size train_samples(const Options *o, const Config *c) {
     return draws ? sampler_images(c, TRAIN_SAMPLES, 256e6) : 0;
 }
 
-/* Draw n pictures, B at a time. For those who wait: how far it is, and pictures that fit side by
-   side, growing by a line of characters, which is two rows of pixels. */
+/* Draw n pictures, B at a time. For those who wait: how far it is, and the first pictures, as
+   many as fit side by side, growing by a line of characters, which is two rows of pixels. */
 static void draw_pictures(const Options *o, const Model *m, Size B, uint16_t *tokens, Size n,
                           Size rows_given) {
     Size px = m->config.n_px, T = px * px, across = (terminal_columns() + 1) / (px + 1);
@@ -4057,12 +4068,12 @@ static void draw_pictures(const Options *o, const Model *m, Size B, uint16_t *to
                              &drawing);
             say(PROGRESS, "drawing %lld to %lld of %lld, row %lld of %lld", i + 1, i + count, n,
                 end, px);
-            if (!console.show) continue;
+            if (!console.show || i > 0) continue;
             progress_clear();
             palette_colours(rgb, tokens, shown * T, m->palette);
             terminal_rows(stderr, rgb, shown, px, row);
         }
-        if (console.show) fputc('\n', stderr);
+        if (console.show && i == 0) fputc('\n', stderr);
     }
     free(rgb);
     free(sampler);
@@ -4208,7 +4219,7 @@ static double train_bytes(const Options *o, const Config *c, Size n_params) {
     int has_palette = o->model || o->init || o->resume || o->palette;
     double model = copies * (double)n_params * sizeof(real) +
                    (double)activations_bytes(c, o->micro_batch, keep) +
-                   (double)sampler_bytes(c, train_samples(o, c));
+                   (double)sampler_bytes(c, min(train_samples(o, c), sample_batch(c)));
     return PROCESS_BYTES + fmax(model, has_palette ? 0 : HISTOGRAM_BYTES);
 }
 
@@ -4487,7 +4498,7 @@ static int run_test(Run *r, Row *row) {
     uint16_t *samples = need_memory(n * o->n_px * o->n_px, sizeof *samples);
     row->held = evaluate(m, &r->pass, o->micro_batch, set, &r->held, r->fine, 1, o->mask_prob);
     if (!interrupted) need_finite(r, row->held.gen);
-    if (n && !interrupted) draw_pictures(o, m, n, samples, n, 0);
+    if (n && !interrupted) draw_pictures(o, m, min(n, sample_batch(&m->config)), samples, n, 0);
     if (interrupted) return -1;
     if (n) write_sheet(path, samples, n, o->n_px, m->palette, SHEET_COLUMNS);
     free(samples);

@@ -1527,7 +1527,7 @@ static void test_folders(void) {
         "folder tree/train/cat => train/cat: no picture",
         "pictures tree/test/emu 1 10 => test/emu ... no training pictures",
         "folder tree/train/emu => train/emu: no picture",
-        "text tree/train/emu/1.jpg ? => train/emu/1.jpg ... mogrify ... train/emu/*.jpg",
+        "text tree/train/emu/1.jpg ? => train/emu/1.jpg ... mogrify ... train/emu'/*.jpg",
         "pictures half/train/owl 2 30 => half/test: No such file",
         "folder half/test => half ... 0 for testing",
         "pictures alone 1 0 => alone: 1 pictures for training and 0 for testing",
@@ -1539,14 +1539,14 @@ static void test_folders(void) {
         "30/2 | test 4/0 11/0 21/1 | a,b,c.",
         "pictures flat 6 10 == train 10/- 11/- 12/- 14/- 15/- | test 13/- | .", // no classes
         // Pictures that cannot be read; where one can be read, others beside it are no matter.
-        "text foreign/b.JPG ? => foreign/b.JPG ... mogrify ... foreign/*.JPG",
-        "text foreign/c.jpeg ? => foreign/c.jpeg ... mogrify ... foreign/*.jpeg",
-        "text foreign/d.png ? => foreign/d.png ... mogrify ... foreign/*.png",
+        "text foreign/b.JPG ? => foreign/b.JPG ... mogrify ... foreign'/*.JPG",
+        "text foreign/c.jpeg ? => foreign/c.jpeg ... mogrify ... foreign'/*.jpeg",
+        "text foreign/d.png ? => foreign/d.png ... mogrify ... foreign'/*.png",
         "text foreign/d.png ?",
         "pictures foreign 2 0 == train ... | test ... | ",
-        "text classes/cat/1.png ? => cat/1.png ... mogrify ... cat/*.png",
+        "text classes/cat/1.png ? => cat/1.png ... mogrify ... cat'/*.png",
         "pictures classes/dog 2 0 => classes/cat: no picture",
-        "text classes/cat/1.png ? => cat/1.png ... mogrify ... cat/*.png",
+        "text classes/cat/1.png ? => cat/1.png ... mogrify ... cat'/*.png",
         "text classes/cat/notes.txt ? => classes/cat: no picture",
         // Where no sub-folder has pictures, none is a class: there is no data set at all.
         "folder none/docs => none: no data set found ... data_batch_1.bin (CIFAR-10)",

@@ -79,6 +79,7 @@ static FILE *fault_fdopen(int file, const char *mode) {
 
 static int fault_fclose(FILE *f) {
     int fails = f == fault_plan.written && fault(AT_CLOSE), closed = fclose(f);
+    fault_plan.written = NULL; // the next stream may lie where this one did
     return fails ? errno = EIO, EOF : closed;
 }
 
