@@ -82,7 +82,7 @@ bench: bench_igpt
 port-check:
 	@data/port-check.sh
 
-check:
+check: igpt igpt_fault fuzz_replay example_linked example_included
 	@CC="$(CC)" data/check.sh
 
 MINUTES ?= 5

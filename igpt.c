@@ -2294,7 +2294,7 @@ static void *file_read(const char *path, Size most, Size *n) {
 /* Make a folder and those above it; 0 also where it exists already. */
 static int folder_make(const char *path) {
     char part[PATH_SIZE] = "";
-    for (size_t i = 0; path[i] && i < PATH_SIZE - 1; i++) {
+    for (size_t i = 0; i < PATH_SIZE - 1 && path[i]; i++) {
         part[i] = path[i];
         int ends = path[i + 1] == '/' || !path[i + 1];
         if (ends && path_kind(part) != FOLDER && folder_create(part))

@@ -2695,7 +2695,7 @@ static void test_nothing_lost(void) {
     write_bytes(scratch_path("pipes/pytorch_model.bin"), "", 0);
     IGPT(1, "save_pretrained", "eval --model $S/pipes");
     IGPT(1, "MB to train, there are 4",
-         "--version & wait; ulimit -v 400000; exec ${IGPT:-./igpt} "
+         "--version & wait; ulimit -v 400000; exec ./igpt "
          "train --preset igpt-l --threads 1 --out $S/large");
     IGPT(1, "another run is writing there",
          TINY
