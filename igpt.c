@@ -2552,7 +2552,7 @@ static int by_name(const void *a, const void *b) {
    many; -1: fail. */
 static Size folder_names(const char *dir, char ***names) {
     Folder *folder = folder_open(dir);
-    if (!folder) return fail("cannot read the folder %s: %s", dir, strerror(errno));
+    if (!folder) return fail("cannot read the folder %s: %s", dir, strerror(errno)), -1;
     Size n = 0;
     int bad = 0;
     for (const char *name; !bad && (name = folder_next(folder));) {
