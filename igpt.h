@@ -419,11 +419,9 @@ typedef struct {
 typedef struct {
     char path[1024]; // for error sentences
     FILE *file;
-    char *header, *names; // checked JSON; decoded from it
-    Stored *tensors;      // (n_tensors) by name
-    Size n_tensors;
-    Size start; // of the data in the file
-    Size size;  // of the file
+    char *header, *names;        // checked JSON; decoded from it
+    Stored *tensors;             // (n_tensors) by name
+    Size n_tensors, start, size; // start of the data in the file, size of the file
 } Safetensors;
 
 /* Open a safetensors file and check that each tensor's shape agrees with its bytes, and that these
