@@ -2699,7 +2699,8 @@ static void test_nothing_lost(void) {
          "train --preset igpt-l --threads 1 --out $S/large");
     IGPT(1, "another run is writing there",
          TINY
-         "--steps 100000 --save-every 1 --out $S/shared & until [ -e $S/shared/train_state.safetensors "
+         "--steps 100000 --save-every 1 --out $S/shared & until [ -e "
+         "$S/shared/train_state.safetensors "
          "]; do kill -0 $! || exit; done; ${IGPT:-./igpt} train --resume --out $S/shared; s=$?; "
          "kill -9 $!; exit $s");
     IGPT(1, "File too large",
@@ -2742,14 +2743,14 @@ static int fault_came(const char *command, const char *kind, long n) {
         CHECK((told || status == SPARED || (status == 0 && strstr(command, "mnist"))) &&
                   count_words(output, "\n") == told && !strstr(output, "Success"),
               "status %d: %s %ld %s: %s: %s", status, kind, n, modes[k], command, output);
-        int bad = model_load(&m, scratch_path(modes[k])) ||
+        int no_model = model_load(&m, scratch_path(modes[k]));
+        int bad = no_model |
                   safetensors_open(&state, scratch_path("%s/train_state.safetensors", modes[k]));
         int given_up = strstr(command, "--overwrite") && // the run of before is no longer there
                        access(scratch_path("%s/train_state.safetensors", modes[k]), F_OK);
         CHECK(!bad || given_up, "%s %ld %s: %s: %s", kind, n, modes[k], command, error_text());
-        if (bad) continue;
         safetensors_close(&state);
-        model_free(&m);
+        if (!no_model) model_free(&m);
     }
     while (n_kept > before) free(kept[--n_kept]);
     return came;
@@ -2772,7 +2773,8 @@ static void test_faults(void) {
                                         "sync",  "close", "rename", "folder"};
     static const char *const commands[] = {
         "train --overwrite " SEED "--palette $S/seed/preprocessor_config.json --out $O",
-        "train --overwrite --init $S/seed --f16 --recompute --steps 1 --batch 1 --data $S/few --out $O",
+        "train --overwrite --init $S/seed --f16 --recompute --steps 1 --batch 1 --data $S/few "
+        "--out $O",
         "finetune --overwrite --model $S/seed --steps 2 --batch 2 --data $S/few --out $O",
         "probe --model $S/seed --data $S/few --concat 2 --features $O/features --out $O",
         "sample --model $S/seed --n 1 --out $O",

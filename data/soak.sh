@@ -46,6 +46,7 @@ wrong() {
 no_part() { [ -z "$(find "$out" -name '*.part' 2>/dev/null)" ] || wrong "left a .part file"; }
 sentence() { # the command failed as it should
     [ $status -eq 1 ] || wrong "exit status $status"
+    sed -i '/^$/d; /^stopping after this step/d' "$work/said" # what Ctrl-C is answered at once
     [ "$(wc -l <"$work/said")" -eq 1 ] && grep -q '^igpt: .' "$work/said" || wrong "said other than one sentence"
     no_part
 }
