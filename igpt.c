@@ -119,7 +119,7 @@ static Wide wide(const char *path) {
     return w;
 }
 
-/* Its malloc() gives 16 bytes; gcc is told not to count on more (Makefile). */
+/* Its malloc() gives 16 bytes, enough for SSE2's vectors: wider ones need another one. */
 static void *aligned_memory(size_t bytes) { return malloc(bytes); }
 static FILE *file_stream(const char *path, const char *mode) {
     return _wfopen(wide(path).text, wide(mode).text);
@@ -2230,12 +2230,16 @@ static const char *file_in(const char *dir, const char *name) { // valid until t
     return path_join(path, dir, name) ? "" : path;
 }
 
-static FILE *file_open(const char *path) {
+/* Files are regular ones: a pipe could wait for ever, a device never end. */
+static int file_refused(const char *path, const char *what) {
     int kind = path_kind(path);
-    if (kind == FOLDER || kind == DEVICE) {
-        fail("cannot read %s: it is %s", path, kind == FOLDER ? "a folder" : "no regular file");
-        return NULL;
-    }
+    if (kind == NOTHING || kind == REGULAR) return 0;
+    return fail("cannot %s %s: it is %s", what, path,
+                kind == FOLDER ? "a folder" : "no regular file");
+}
+
+static FILE *file_open(const char *path) {
+    if (file_refused(path, "read")) return NULL;
     FILE *f = file_stream(path, "rb");
     if (!f) fail("cannot open %s: %s", path, strerror(errno));
     return f;
@@ -2249,12 +2253,8 @@ static void hidden_name(Hidden hidden, const char *path) {
 
 static FILE *file_create(const char *path) {
     Hidden hidden;
-    int kind = path_kind(path);
+    if (file_refused(path, "write")) return NULL;
     hidden_name(hidden, path);
-    if (kind == FOLDER || kind == DEVICE) {
-        fail("cannot write %s: it is %s", path, kind == FOLDER ? "a folder" : "no regular file");
-        return NULL;
-    }
     FILE *f = file_stream(hidden, "wb");
     if (!f) fail("cannot write %s: %s", hidden, strerror(errno));
     return f;
