@@ -2552,7 +2552,10 @@ static int by_name(const void *a, const void *b) {
    many; -1: fail. */
 static Size folder_names(const char *dir, char ***names) {
     Folder *folder = folder_open(dir);
-    if (!folder) return fail("cannot read the folder %s: %s", dir, strerror(errno)), -1;
+    if (!folder) { // -1 is spelt out: analysers do not see that fail() returns it
+        fail("cannot read the folder %s: %s", dir, strerror(errno));
+        return -1;
+    }
     Size n = 0;
     int bad = 0;
     for (const char *name; !bad && (name = folder_next(folder));) {
@@ -2902,6 +2905,7 @@ double json_number(const char *value) {
     return *value == '-' || (*value >= '0' && *value <= '9') ? strtod(value, NULL) : NAN;
 }
 
+/* Is a string, with its quotes and escapes, this text? */
 static int json_is(const char *string, const char *text) {
     char bytes[4];
     uint32_t code;
@@ -4411,10 +4415,9 @@ static void micro_batch_choose(Options *o) {
 }
 
 /* Is there the memory that training takes? Found out before the work on a palette. */
-static void need_room(Options *o, Config c) {
+static void need_room(const Options *o, Config c) {
     Model sizes;
     need(!model_list(&sizes, c));
-    micro_batch_choose(o);
     double bytes = train_bytes(o, &c, sizes.n_params), limit = memory_limit();
     if (bytes > limit)
         stop("this model needs %.0f MB to train, there are %.0f MB: try a smaller --micro-batch, "
@@ -4440,6 +4443,7 @@ static void run_load(Run *r) {
     if (folder_lock(o->out)) stop("%s: another run is writing there", o->out);
     need_outputs(o->out, "model.safetensors preprocessor_config.json config.json log.csv loss.svg "
                          "train_state.safetensors samples.png");
+    micro_batch_choose(o);
     need_room(o, from ? m->config : config);
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
