@@ -2230,16 +2230,12 @@ static const char *file_in(const char *dir, const char *name) { // valid until t
     return path_join(path, dir, name) ? "" : path;
 }
 
-/* Files are regular ones: a pipe could wait for ever, a device never end. */
-static int file_refused(const char *path, const char *what) {
-    int kind = path_kind(path);
-    if (kind == NOTHING || kind == REGULAR) return 0;
-    return fail("cannot %s %s: it is %s", what, path,
-                kind == FOLDER ? "a folder" : "no regular file");
-}
-
 static FILE *file_open(const char *path) {
-    if (file_refused(path, "read")) return NULL;
+    int kind = path_kind(path);
+    if (kind == FOLDER || kind == DEVICE) {
+        fail("cannot read %s: it is %s", path, kind == FOLDER ? "a folder" : "no regular file");
+        return NULL;
+    }
     FILE *f = file_stream(path, "rb");
     if (!f) fail("cannot open %s: %s", path, strerror(errno));
     return f;
@@ -2253,8 +2249,12 @@ static void hidden_name(Hidden hidden, const char *path) {
 
 static FILE *file_create(const char *path) {
     Hidden hidden;
-    if (file_refused(path, "write")) return NULL;
+    int kind = path_kind(path);
     hidden_name(hidden, path);
+    if (kind == FOLDER || kind == DEVICE) {
+        fail("cannot write %s: it is %s", path, kind == FOLDER ? "a folder" : "no regular file");
+        return NULL;
+    }
     FILE *f = file_stream(hidden, "wb");
     if (!f) fail("cannot write %s: %s", hidden, strerror(errno));
     return f;
@@ -2552,10 +2552,7 @@ static int by_name(const void *a, const void *b) {
    many; -1: fail. */
 static Size folder_names(const char *dir, char ***names) {
     Folder *folder = folder_open(dir);
-    if (!folder) { // -1 is spelt out: analysers do not see that fail() returns it
-        fail("cannot read the folder %s: %s", dir, strerror(errno));
-        return -1;
-    }
+    if (!folder) return fail("cannot read the folder %s: %s", dir, strerror(errno)), -1;
     Size n = 0;
     int bad = 0;
     for (const char *name; !bad && (name = folder_next(folder));) {
@@ -4415,9 +4412,10 @@ static void micro_batch_choose(Options *o) {
 }
 
 /* Is there the memory that training takes? Found out before the work on a palette. */
-static void need_room(const Options *o, Config c) {
+static void need_room(Options *o, Config c) {
     Model sizes;
     need(!model_list(&sizes, c));
+    micro_batch_choose(o);
     double bytes = train_bytes(o, &c, sizes.n_params), limit = memory_limit();
     if (bytes > limit)
         stop("this model needs %.0f MB to train, there are %.0f MB: try a smaller --micro-batch, "
@@ -4443,7 +4441,6 @@ static void run_load(Run *r) {
     if (folder_lock(o->out)) stop("%s: another run is writing there", o->out);
     need_outputs(o->out, "model.safetensors preprocessor_config.json config.json log.csv loss.svg "
                          "train_state.safetensors samples.png");
-    micro_batch_choose(o);
     need_room(o, from ? m->config : config);
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
