@@ -2773,8 +2773,8 @@ static void test_faults(void) {
                                         "sync",  "close", "rename", "folder"};
     static const char *const commands[] = {
         "train --overwrite " SEED "--palette $S/seed/preprocessor_config.json --out $O",
-        "train --overwrite --init $S/seed --f16 --recompute --steps 1 --batch 1 --data $S/few "
-        "--out $O",
+        ("train --overwrite --init $S/seed --f16 --recompute --steps 1 --batch 1 --data $S/few "
+         "--out $O"),
         "finetune --overwrite --model $S/seed --steps 2 --batch 2 --data $S/few --out $O",
         "probe --model $S/seed --data $S/few --concat 2 --features $O/features --out $O",
         "sample --model $S/seed --n 1 --out $O",
