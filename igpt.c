@@ -3727,9 +3727,9 @@ struct Options {
     const char *data, *model, *out, *init, *palette, *features;
     Size seed, threads, quiet, preset, objective, pool;
     Size n_layer, n_head, n_embd, n_px, n_vocab;
-    Size batch, micro_batch, steps, warmup, eval_every, save_every; // -1: to be found
+    Size batch, micro_batch, steps, warmup, eval_every, save_every, shift; // -1: to be found
     Size resume, overwrite, recompute, from_scratch, labels_per_class, masks;
-    Size n, top_k, rows, show, f16, concat, n_images;
+    Size flip, n, top_k, rows, show, f16, concat, n_images;
     double lr, mask_prob, gen_weight, temperature;
     char **image;
     unsigned char source[64]; // of each option's value
@@ -3787,6 +3787,10 @@ static const Option option_table[] = {
      "steps until the peak; default one epoch, at most half the steps"},
     {"eval-every", "N", AT(eval_every), RUNS, "", 1, MANY, "steps between tests; default a tenth"},
     {"save-every", "N", AT(save_every), RUNS, "", 1, MANY, "between saves; default eval-every"},
+    {"flip", "0|1", AT(flip), RUNS, "1", 0, 0,
+     "mirror half of the pictures; 0 for lettering and digits"},
+    {"shift", "N", AT(shift), RUNS, "", 0, 255,
+     "move pictures at random by up to N pixels; default 0, finetune: n-px / 8"},
     {"resume", "", AT(resume), RUNS | HERE, "", 0, 0, "go on with the run in --out, bit for bit"},
     {"overwrite", "", AT(overwrite), RUNS | HERE, "", 0, 0, "where --out holds a run: start anew"},
     {"init", "DIR", AT(init), TRAIN | HERE, "", 0, 0, "start from this model and its palette"},
@@ -3936,7 +3940,8 @@ static int text_read(Options *o, const char *text, const char *separator, int so
 /* Everything that sets options; `saved` is what a run that is resumed was started with, or "". */
 static int options_all(Options *o, const Command *command, char **words, int n, const char *saved) {
     *o = (Options){.command = command, .words = words, .n_words = n};
-    o->micro_batch = o->warmup = o->eval_every = o->save_every = o->rows = o->show = -1;
+    o->micro_batch = o->warmup = o->eval_every = o->save_every = -1;
+    o->shift = o->rows = o->show = -1;
     if (options_read(o, words, n, TYPED) || text_read(o, saved, "\n", SAVED)) return -1;
     if (option_find(command, "preset")) text_read(o, strstr(presets[o->preset], "--"), " ", PRESET);
     text_read(o, command->defaults, " ", DEFAULTS);
@@ -4252,8 +4257,8 @@ typedef struct {
     int saved;         // by this process
 } Run;
 
-/* Image number `index`, counted over all epochs, into place b of the pass: flipped at random, for
-   fine-tuning also padded and cropped at random; and its label. */
+/* Image number `index`, counted over all epochs, into place b of the pass, flipped at random, padded
+   and cropped at random; and its label. */
 static void next_image(Run *r, Size index, Size b) {
     const Images *set = &r->data.train;
     Size n = r->train.n, T = set->px * set->px, epoch = index / n;
@@ -4263,8 +4268,8 @@ static void next_image(Run *r, Size index, Size b) {
         random_shuffle(r->order, n, seed, stream_of(FOR_ORDER, epoch));
         r->epoch = epoch;
     }
-    Size picture = r->order[index % n], pad = r->fine ? set->px / 8 : 0, window = 2 * pad + 1;
-    int flip = random_bits(seed, stream_of(FOR_FLIP, 0), counter) & 1;
+    Size picture = r->order[index % n], pad = r->o->shift, window = 2 * pad + 1;
+    int flip = r->o->flip && random_bits(seed, stream_of(FOR_FLIP, 0), counter) & 1;
     Size crop = (Size)(random_bits(seed, stream_of(FOR_CROP, 0), counter) >> 32);
     image_augment(set->tokens + picture * T, r->pass.tokens + b * T, set->px, flip, pad,
                   crop % window, crop / window % window);
@@ -4467,6 +4472,8 @@ static void run_open(Run *r) {
     if (o->warmup < 0) o->warmup = min(r->train.n / o->batch, o->steps / 2);
     if (o->eval_every < 0) o->eval_every = (o->steps + 9) / 10;
     if (o->save_every < 0) o->save_every = o->eval_every;
+    if (o->shift < 0) o->shift = r->fine ? o->n_px / 8 : 0;
+    o->shift = min(o->shift, o->n_px - 1);
     r->pass = pass_open(&r->model.config, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
     r->order = need_memory(r->train.n, sizeof *r->order);
     r->log = need_memory(2, sizeof *r->log);
