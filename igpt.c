@@ -1734,11 +1734,12 @@ static Size draw_by_mass(const Histogram *h, double goal) {
     return chosen;
 }
 
-static void choose_centres(const Planes *centres, const Histogram *h, uint64_t seed) {
+static void choose_centres(const Planes *centres, const Histogram *h, uint64_t seed, Watch watch) {
     Size K = centres->n, n = h->colours.n;
     real colour[3], centre[3] = {1e4, 1e4, 1e4};       // so far away that it takes none
     for (Size i = 0; i < n; i++) h->distance[i] = 1e6; // beyond all others: the first takes all
     for (Size k = 0; k < K; k++) {
+        if (watch) watch("palette, first colours", k, K);
         int trials = k ? 2 + (int)log((double)K) : 1;
         double mass = mass_with(h, centre), least = INFINITY;
         for (int trial = 0; trial < trials; trial++) {
@@ -1789,7 +1790,7 @@ static Size assign(const Planes *centres, const Histogram *h) {
 }
 
 Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
-                   Size iterations, double *inertia) {
+                   Size iterations, Watch watch) {
     Histogram h;
     if (n < 1) return fail("a palette needs pixels");
     if (histogram_make(&h, rgb, n)) return -1;
@@ -1797,15 +1798,14 @@ Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t s
     Planes centres = {count, zalloc(3 * count, sizeof(real))};
     uint64_t *sums = zalloc(4 * count, sizeof *sums);
     int ready = centres.plane && sums;
-    if (ready) choose_centres(&centres, &h, seed);
+    if (ready) choose_centres(&centres, &h, seed, watch);
     for (Size i = 0; i < iterations && changed && ready; i++) {
+        if (watch) watch("palette, k-means at the longest", i, iterations);
         move_centres(&centres, &h, sums);
         changed = assign(&centres, &h);
     }
     for (Size i = 0; i < 3 * count && ready; i++)
         palette[i] = centres.plane[i % 3 * count + i / 3] / (real)127.5 - 1;
-    for (Size i = 0; inertia && i < h.colours.n && ready; i++)
-        *inertia = (i ? *inertia : 0) + (double)h.distance[i] * h.count[i];
     free(sums);
     free(centres.plane);
     histogram_free(&h);
@@ -3655,7 +3655,7 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
 /* The console: notes, pictures and one moving progress line, all on stderr. */
 static struct {
     int quiet, terminal, show, pending;
-    double last;
+    double last, began; // seconds: of the last progress line, of the work that it is about
 } console;
 
 static void progress_clear(void) {
@@ -3664,21 +3664,40 @@ static void progress_clear(void) {
 }
 
 /* A NOTE is a line that stays. PROGRESS on a terminal is one line, written over itself ten times a
-   second; elsewhere a line every ten seconds. */
+   second and no wider than the terminal; elsewhere a line every ten seconds. */
 enum { NOTE, PROGRESS };
 
 static void say(int kind, const char *format, ...) {
+    char line[2 * PATH_SIZE];
     double now = seconds_now(), pause = kind == NOTE ? 0 : console.terminal ? 0.1 : 10;
     va_list args;
     if (console.quiet || now - console.last < pause) return;
     if (kind == PROGRESS) console.last = now;
     progress_clear();
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    vsnprintf(line, sizeof line, format, args);
     va_end(args);
     console.pending = kind == PROGRESS && console.terminal;
-    if (!console.pending) fputc('\n', stderr);
+    if (console.pending) fprintf(stderr, "%.*s", terminal_columns() - 1, line);
+    else fprintf(stderr, "%s\n", line);
     fflush(stderr);
+}
+
+static const char *clock_text(double seconds) { // hours:minutes:seconds
+    static char text[32];
+    Size s = llround(seconds);
+    snprintf(text, sizeof text, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
+    return text;
+}
+
+/* How far a piece of work is, and the time that the rest will take if it goes on like this. Called
+   with nothing done when the work begins. */
+static void progress(const char *work, Size done, Size n) {
+    double now = seconds_now(), share = (double)done / (double)n;
+    if (!done) console.began = now;
+    else
+        say(PROGRESS, "%s: %.0f %%, %s left", work, 100 * share,
+            clock_text((now - console.began) * (1 - share) / share));
 }
 
 static int takes_colour(void) {
@@ -3997,13 +4016,6 @@ static void help_command(const Command *command) {
     for (int i = 0; i < N_PRESETS; i++) printf("  %s\n", presets[i]);
 }
 
-static const char *clock_text(double seconds) { // hours:minutes:seconds
-    static char text[32];
-    Size s = llround(seconds);
-    snprintf(text, sizeof text, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
-    return text;
-}
-
 /* What would fail after the work is to fail before it: can this file be written? */
 static void need_output(const char *path) {
     Hidden hidden;
@@ -4152,6 +4164,7 @@ static Scores evaluate(const Model *m, Pass *pass, Size B, const Images *set, co
     real *logits = need_memory(B * C, sizeof *logits); // mean over draws
     Losses sum = {0, 0, 0};
     for (Size i = 0, n; i < subset->n && !interrupted; i += n) {
+        progress("testing", i, subset->n);
         n = min(B, subset->n - i);
         pass_fill(pass, set, subset->index + i, n);
         memset(logits, 0, B * C * sizeof *logits);
@@ -4380,7 +4393,7 @@ static real *palette_make(Options *o, const Images *train) {
     say(NOTE, "palette: k-means, %lld colours", wanted);
     real *palette = need_memory(wanted * 3, sizeof *palette);
     o->n_vocab = palette_build(palette, wanted, train->rgb, train->n * train->px * train->px,
-                               o->seed, PALETTE_ITERATIONS, NULL);
+                               o->seed, PALETTE_ITERATIONS, progress);
     need(o->n_vocab > 0);
     if (o->n_vocab < wanted)
         say(NOTE, "palette: %lld colours are all there are, not %lld", o->n_vocab, wanted);
@@ -4921,6 +4934,7 @@ static Matrix probe_features(ProbeRun *p) {
     set->tokens = need_memory(set->n * T, sizeof *set->tokens);
     need(!palette_index(set->tokens, set->rgb, set->n * T, p->model.palette, c->n_vocab));
     for (Size i = 0; i < set->n; i += B) {
+        progress("features", i, set->n);
         B = min(PROBE_BATCH, set->n - i);
         pass_fill(&pass, set, p->all.index + i, B);
         for (Size k = 0; k < masks; k++) {
@@ -4928,7 +4942,6 @@ static Matrix probe_features(ProbeRun *p) {
             model_features(&p->model, pass.acts, &pass.batch, (int)o->pool, 1.0 / (double)masks,
                            element(x, i, 0));
         }
-        say(PROGRESS, "features: %lld of %lld pictures", i + B, set->n);
     }
     return x;
 }
@@ -4959,7 +4972,7 @@ static void probe_row(ProbeRun *p, const char *name, Matrix x) {
     row->layer = (double)p->n_rows++;
     for (Size draw = 0; draw < p->draws; draw++) {
         Probe probe;
-        say(PROGRESS, "probe: features %s, draw %lld of %lld", name, draw + 1, p->draws);
+        progress("probe", (p->n_rows - 1) * p->draws + draw, (p->layers + 2) * p->draws);
         need(!probe_fit(&probe, x, p->set.labels, p->part[draw], p->data.n_class));
         logs += log10(probe.l2);
         for (int k = 0; k < N_PARTS; k++) {

@@ -237,11 +237,11 @@ IGPT_API double learning_rate(Size step, Size steps, Size warmup, double peak);
 /* Palettes are (K, 3): red, green, blue in [-1, 1] (byte / 127.5 - 1), as Hugging Face keeps them.
    Choose at most K colours for n pixels rgb (n, 3) by k-means++ (Arthur and Vassilvitskii 2007) and
    then Lloyd's iterations until no pixel changes its cluster, `iterations` at the most. Returns how
-   many: fewer where the pixels have fewer. Where it is not NULL, *inertia becomes the sum over
-   pixels of the squared distance to their centre, in byte units. */
+   many: fewer where the pixels have fewer. Where it is not NULL, `watch` is told how far it is. */
 enum { PALETTE_ITERATIONS = 300 };
+typedef void (*Watch)(const char *work, Size done, Size n);
 IGPT_API Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
-                            Size iterations, double *inertia);
+                            Size iterations, Watch watch);
 
 /* The nearest colour of each of n pixels, by squared distance; ties go to the lower index; -1 is
    out of memory. And the byte colours (n, 3) of tokens. */
