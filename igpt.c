@@ -4045,7 +4045,7 @@ static void need_outputs(const char *dir, const char *names) {
    Adam's moments and the step's number, since random numbers have no state; so a run that is saved
    after any step goes on as if it had never been stopped. */
 
-enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, LOG_ROWS = 200 };
+enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, SHEET_LINES = 20, LOG_ROWS = 200 };
 enum { PROCESS_BYTES = 4000000, HISTOGRAM_BYTES = ALL_COLOURS * sizeof(uint32_t) };
 
 /* How many pictures, `most` or fewer, can be drawn at once with a cache of at most `bytes`. Of
@@ -4069,37 +4069,55 @@ static Size train_samples(const Options *o, const Config *c) {
     return draws ? sampler_images(c, TRAIN_SAMPLES, 256e6) : 0;
 }
 
-/* Draw n pictures, B at a time. For those who wait: how far it is, and the first pictures, as
-   many as fit side by side, growing by a line of characters, which is two rows of pixels. */
-static void draw_pictures(const Options *o, const Model *m, Size B, uint16_t *tokens, Size n,
-                          Size rows_given) {
+/* A line of a sheet like the paper's figure 1: `rows` of the original, the rest in grey; n pictures
+   that were drawn; the original. */
+static void completions_line(uint8_t *rgb, const Model *m, const uint16_t *original, Size rows,
+                             const uint16_t *drawn, Size n) {
+    enum { GREY = 128 };
+    Size px = m->config.n_px, T = px * px;
+    memset(rgb, GREY, 3 * T);
+    palette_colours(rgb, original, rows * px, m->palette);
+    palette_colours(rgb + 3 * T, drawn, n * T, m->palette);
+    palette_colours(rgb + 3 * (n + 1) * T, original, T, m->palette);
+}
+
+/* Draw n pictures, several at a time. For those who wait: how far it is, and the first pictures, as
+   many as fit side by side, growing by a line of characters, which is two rows of pixels. Where
+   they complete originals, the pictures of each are drawn at a time and shown between what is given
+   and the original. */
+static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows,
+                          const uint16_t *originals) {
     Size px = m->config.n_px, T = px * px, across = (terminal_columns() + 1) / (px + 1);
+    int lines = originals && console.show && across > 2 && o->n <= SAMPLE_BATCH;
+    Size B = lines ? o->n : min(n, sample_batch(&m->config));
+    Size beside = lines ? 2 : 0, shown = across > 0 ? min(B, across - beside) : 1;
     Sampler *sampler = sampler_new(&m->config, B);
-    uint8_t *rgb = need_memory(B * T, 3);
+    uint8_t *rgb = need_memory((shown + beside) * T, 3);
     need(sampler != NULL);
     for (Size i = 0; i < n && !interrupted; i += B, tokens += B * T) {
         Drawing drawing = {o->seed, i, o->temperature, o->top_k};
-        Size count = min(B, n - i), shown = min(count, across > 0 ? across : 1);
+        Size count = min(B, n - i);
+        int visible = console.show && (i == 0 || lines);
         for (Size row = 0, end; row < px && !interrupted; row = end) {
+            progress("drawing", i * px + count * row, n * px);
             end = min(row + 2, px);
-            sample_positions(m, sampler, tokens, count, row * px, end * px, rows_given * px,
-                             &drawing);
-            say(PROGRESS, "drawing %lld to %lld of %lld, row %lld of %lld", i + 1, i + count, n,
-                end, px);
-            if (!console.show || i > 0) continue;
+            sample_positions(m, sampler, tokens, count, row * px, end * px, rows * px, &drawing);
+            if (!visible) continue;
             progress_clear();
-            palette_colours(rgb, tokens, shown * T, m->palette);
-            terminal_rows(stderr, rgb, shown, px, row);
+            if (lines) completions_line(rgb, m, originals + i / B * T, rows, tokens, shown);
+            else palette_colours(rgb, tokens, shown * T, m->palette);
+            terminal_rows(stderr, rgb, shown + beside, px, row);
         }
-        if (console.show && i == 0) fputc('\n', stderr);
+        if (visible) fputc('\n', stderr);
     }
     free(rgb);
     free(sampler);
 }
 
-static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows) {
+static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows,
+                          const uint16_t *originals) {
     double began = seconds_now();
-    draw_pictures(o, m, min(n, sample_batch(&m->config)), tokens, n, rows);
+    draw_pictures(o, m, tokens, n, rows, originals);
     double seconds = seconds_now() - began;
     say(NOTE, "%lld pictures in %.1f s", n, seconds);
     printf("pictures_per_second %.2f\n", (double)n / seconds);
@@ -4264,10 +4282,12 @@ typedef struct {
     Size *order, epoch; // of the training images in this epoch
     Row *log;           // row 0 is the start, row n_rows the unfinished one
     Size n_rows;
-    Row best;          // of the log, by accuracy
-    double began;      // when this process would have begun, had it done all steps
-    const char *words; // the command line, for --resume
-    int saved;         // by this process
+    Row best;           // of the log, by accuracy
+    real *drawn;        // (SHEET_LINES, line) tokens of progress.png
+    Size line, n_drawn; // one test's, how many tests'
+    double began;       // when this process would have begun, had it done all steps
+    const char *words;  // the command line, for --resume
+    int saved;          // by this process
 } Run;
 
 /* Image number `index`, counted over all epochs, into place b of the pass, flipped at random, padded
@@ -4312,7 +4332,7 @@ static void train_step(Run *r) {
 }
 
 /* What --resume needs: the tensors that make up the state, for writing and reading. */
-enum { N_STATE = 4 };
+enum { N_STATE = 5 };
 
 static void state_list(const Run *r, Stored list[N_STATE]) {
     Size n = r->adam.n, k = r->fine ? 3 : 2; // moments, and the best weights, which lie behind them
@@ -4321,7 +4341,12 @@ static void state_list(const Run *r, Stored list[N_STATE]) {
         {.name = "params", .dtype = dtype, .n_dim = 1, .shape = {n}, .data = r->adam.params},
         {.name = "moments", .dtype = dtype, .n_dim = 2, .shape = {k, n}, .data = r->adam.first},
         {.name = "rows", .n_dim = 2, .shape = {r->n_rows + 1, ROW}, .wide = &r->log->step},
-        {.name = "best", .n_dim = 1, .shape = {ROW}, .wide = &r->best.step}};
+        {.name = "best", .n_dim = 1, .shape = {ROW}, .wide = &r->best.step},
+        {.name = "drawn",
+         .dtype = dtype,
+         .n_dim = 2,
+         .shape = {r->n_drawn, r->line},
+         .data = r->drawn}};
     memcpy(list, all, sizeof all);
 }
 
@@ -4331,6 +4356,7 @@ static void state_load(Run *r, const Safetensors *file) {
         r->n_rows = found.shape[0] - 1;
         r->log = need_memory(found.shape[0], sizeof *r->log);
     }
+    if (safetensors_find(file, "drawn", &found)) r->n_drawn = min(found.shape[0], SHEET_LINES);
     state_list(r, list);
     for (Stored *s = list; s < list + N_STATE; s++) {
         if (!safetensors_find(file, s->name, &found) || found.n_dim != s->n_dim ||
@@ -4345,6 +4371,8 @@ static void state_load(Run *r, const Safetensors *file) {
     for (Size i = 0; i < r->adam.n && sound; i++)
         sound = isfinite(r->adam.params[i]) && isfinite(r->adam.first[i]) &&
                 isfinite(r->adam.second[i]) && r->adam.second[i] >= 0;
+    for (Size i = 0; i < r->n_drawn * r->line && sound; i++)
+        sound = r->drawn[i] >= 0 && r->drawn[i] < (real)r->o->n_vocab;
     if (!sound) stop("%s: its numbers are not those of a run", file->path);
     say(NOTE, "resuming at step %.0f of %lld", now->step, r->o->steps);
 }
@@ -4458,7 +4486,7 @@ static void run_load(Run *r) {
     need(!folder_make(o->out));
     if (folder_lock(o->out)) stop("%s: another run is writing there", o->out);
     need_outputs(o->out, "model.safetensors preprocessor_config.json config.json log.csv loss.svg "
-                         "train_state.safetensors samples.png");
+                         "train_state.safetensors samples.png progress.png");
     need_room(o, from ? m->config : config);
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
@@ -4490,6 +4518,8 @@ static void run_open(Run *r) {
     r->pass = pass_open(&r->model.config, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
     r->order = need_memory(r->train.n, sizeof *r->order);
     r->log = need_memory(2, sizeof *r->log);
+    r->line = min(train_samples(o, &r->model.config), SHEET_COLUMNS) * o->n_px * o->n_px;
+    r->drawn = need_memory(SHEET_LINES * r->line, sizeof *r->drawn);
     r->n_rows = 1;
     r->best.held.accuracy = -1; // which the first test of a fine-tuning beats
     real *memory = need_memory((r->fine ? 4 : 3) * n, sizeof *memory);
@@ -4508,6 +4538,23 @@ static void need_finite(const Run *r, double value) {
         now->step, now->lr, value);
 }
 
+/* progress.png: the first pictures of every test, a line each, so that one sees the run learn: their
+   random numbers are the same in all tests. Where the lines are full, every other one goes. */
+static void progress_sheet(Run *r, const uint16_t *samples) {
+    if (r->n_drawn == SHEET_LINES)
+        for (r->n_drawn = 0; r->n_drawn < SHEET_LINES / 2; r->n_drawn++)
+            memcpy(r->drawn + r->n_drawn * r->line, r->drawn + (2 * r->n_drawn + 1) * r->line,
+                   r->line * sizeof *r->drawn);
+    for (Size i = 0; i < r->line; i++) r->drawn[r->n_drawn * r->line + i] = samples[i];
+    r->n_drawn++;
+    Size px = r->o->n_px, T = px * px, n = r->n_drawn * r->line;
+    uint16_t *tokens = need_memory(n, sizeof *tokens);
+    for (Size i = 0; i < n; i++) tokens[i] = (uint16_t)r->drawn[i];
+    const char *path = file_in(r->o->out, "progress.png");
+    write_sheet(path, tokens, n / T, px, r->model.palette, r->line / T);
+    free(tokens);
+}
+
 /* Test the run and show how it went, with pictures and the chart; keep the weights of a fine-tuning
    that beat all before. -1: interrupted, as if it had not begun. */
 static int run_test(Run *r, Row *row) {
@@ -4519,9 +4566,12 @@ static int run_test(Run *r, Row *row) {
     uint16_t *samples = need_memory(n * o->n_px * o->n_px, sizeof *samples);
     row->held = evaluate(m, &r->pass, o->micro_batch, set, &r->held, r->fine, 1, o->mask_prob);
     if (!interrupted) need_finite(r, row->held.gen);
-    if (n && !interrupted) draw_pictures(o, m, min(n, sample_batch(&m->config)), samples, n, 0);
+    if (n && !interrupted) draw_pictures(o, m, samples, n, 0, NULL);
     if (interrupted) return -1;
-    if (n) write_sheet(path, samples, n, o->n_px, m->palette, SHEET_COLUMNS);
+    if (n) {
+        write_sheet(path, samples, n, o->n_px, m->palette, SHEET_COLUMNS);
+        progress_sheet(r, samples);
+    }
     free(samples);
     int best = row->held.accuracy > r->best.held.accuracy;
     if (best) {
@@ -4706,7 +4756,7 @@ static void command_sample(Options *o) {
     need_outputs(o->out, "samples.png");
     Size px = m.config.n_px;
     uint16_t *tokens = need_memory(o->n * px * px, sizeof *tokens);
-    draw_and_time(o, &m, tokens, o->n, 0);
+    draw_and_time(o, &m, tokens, o->n, 0, NULL);
     const char *path = file_in(o->out, "samples.png");
     write_sheet(path, tokens, o->n, px, m.palette, min(o->n, SHEET_COLUMNS));
     printf("samples %s\n", path);
@@ -4735,10 +4785,7 @@ static Images originals_read(const Options *o, const Model *m) {
     return set;
 }
 
-/* A sheet like the paper's figure 1: a line for each picture has what is given, the rest in grey,
-   then the completions, then the original. */
 static void command_complete(Options *o) {
-    enum { GREY = 128 };
     Model m;
     need(!model_load(&m, o->model));
     Size px = m.config.n_px, T = px * px, rows = o->rows < 0 ? px / 2 : o->rows;
@@ -4750,15 +4797,11 @@ static void command_complete(Options *o) {
     uint16_t *drawn = need_memory(set.n * each * T, sizeof *drawn);
     for (Size i = 0; i < set.n * each; i++)
         memcpy(drawn + i * T, set.tokens + i / each * T, T * sizeof *drawn);
-    draw_and_time(o, &m, drawn, set.n * each, rows);
-    uint8_t *sheet = need_memory(set.n * columns * T, 3), *line = sheet;
-    for (Size i = 0; i < set.n; i++, line += 3 * columns * T) {
-        const uint16_t *original = set.tokens + i * T;
-        memset(line, GREY, 3 * T);
-        palette_colours(line, original, rows * px, m.palette);
-        palette_colours(line + 3 * T, drawn + i * each * T, each * T, m.palette);
-        palette_colours(line + 3 * (each + 1) * T, original, T, m.palette);
-    }
+    draw_and_time(o, &m, drawn, set.n * each, rows, set.tokens);
+    uint8_t *sheet = need_memory(set.n * columns * T, 3);
+    for (Size i = 0; i < set.n; i++)
+        completions_line(sheet + i * 3 * columns * T, &m, set.tokens + i * T, rows,
+                         drawn + i * each * T, each);
     const char *path = file_in(o->out, "completions.png");
     need(!sheet_write(path, sheet, set.n * columns, px, columns));
     printf("completions %s\n", path);

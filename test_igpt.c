@@ -2504,6 +2504,7 @@ static void test_resume(void) {
               stopped);
     }
     check_same_file("ar", "ar-stopped", "samples.png");
+    check_same_file("ar", "ar-stopped", "progress.png");
     IGPT(1, "no run of igpt train", "train --resume --out $S/tuned");
     IGPT(0, "step 620\n", "train --resume --steps 620 --quiet --out $S/ar-stopped");
 }
@@ -2540,9 +2541,12 @@ static void test_resume_extremes(void) {
 static void test_complete(void) {
     static const char complete[] = "complete --model data/emoji-ar --out $S/completed";
     const char *path = scratch_path("completed/completions.png");
-    IGPT(0, "\xe2\x96\x80", "%s --show 1", complete);
+    IGPT(0, "completed", "%s", complete);
     png_read(path, 704, 804, 3); // cells of 100, a picture of 16 pixels in each, six times larger
     write_bytes(scratch_path("a.ppm"), "P6 1 1 255\nabc", 14);
+    IGPT(0, "\xe2\x96\x80", "%s --show 1 --n 9 --image $S/a.ppm", complete);
+    int shown = 4 * 16 * 8; // in 80 columns: what is given, two completions, the original
+    CHECK(count_words(igpt_output, "\xe2\x96\x80") == shown, "%.200s", igpt_output);
     IGPT(0, "", "%s --image $S/a.ppm $S/a.ppm $S/a.ppm --n 2 --rows 0", complete);
     const uint8_t *rgb = png_read(path, 404, 304, 3);
     for (int i = 0; i < 96 * 3 && rgb; i++) // nothing is given: all is grey

@@ -29,7 +29,7 @@ line[sample]="sample --model $work/ar --n 5"
 line[complete]="complete --model $work/ar --n 3"
 line[palette]="palette --n-px 8 --n-vocab 12"
 kinds=(ar bert tune ar bert tune sample complete palette)
-written="model.safetensors config.json preprocessor_config.json log.csv loss.svg samples.png
+written="model.safetensors config.json preprocessor_config.json log.csv loss.svg samples.png progress.png
     train_state.safetensors completions.png palette.png"
 
 pick() { picked=$((RANDOM % $#)) && shift $picked && picked=$1; }
