@@ -3569,31 +3569,39 @@ static double place(const Axis *a, double v) {
     return a->from + (v - a->low) / (a->high - a->low) * (a->to - a->from);
 }
 
-/* About five ticks, each a 1, 2 or 5 times a power of ten. */
+/* About five ticks, each a 1, 2 or 5 times a power of ten; whole ones between whole numbers, as
+   layers and steps are. What lies lowest keeps clear of the axis below. */
 static Axis axis_of(const Series *series, Size n, int vertical, double from, double to) {
     Axis a = {INFINITY, -INFINITY, 1, from, to};
+    int whole = 1;
     for (const Series *s = series; s < series + n; s++)
         for (Size i = 0; i < s->n; i++) {
             double v = vertical ? s->y[i * s->step] : s->x[i * s->step];
             if (!isfinite(s->y[i * s->step])) continue;
             a.low = fmin(a.low, v);
             a.high = fmax(a.high, v);
+            whole &= v == floor(v);
         }
     if (!isfinite(a.low)) a.low = 0, a.high = 1;
     if (a.low == a.high) a.low -= 1, a.high += 1;
     double step = pow(10, floor(log10((a.high - a.low) / 5))), steps = (a.high - a.low) / step;
-    a.step = steps > 25 ? 5 * step : steps > 10 ? 2 * step : step;
+    a.step = fmax(steps > 25 ? 5 * step : steps > 10 ? 2 * step : step, whole);
+    double lowest = a.low;
     a.low = floor(a.low / a.step) * a.step;
+    if (vertical && lowest > 0 && lowest - a.low < a.step / 4) a.low -= a.step;
     a.high = ceil(a.high / a.step) * a.step;
     return a;
 }
 
 enum { LEFT = 70, RIGHT = 670, TOP = 64, BOTTOM = 365 }; // of the plot in the chart, 860 x 420
 
-/* The start, middle or end of the text lies at (x, y). In a CDATA section & and < stand as such. */
+/* The start, middle or end of the text lies at (x, y), with a rim of white where it crosses a line.
+   In a CDATA section & and < stand as such. */
 static void svg_text(FILE *f, double x, double y, const char *anchor, const char *text) {
-    fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\"><![CDATA[%s]]></text>\n", x, y,
-            anchor, text);
+    fprintf(f,
+            "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" stroke=\"#fff\" stroke-width=\"4\" "
+            "paint-order=\"stroke\"><![CDATA[%s]]></text>\n",
+            x, y, anchor, text);
 }
 
 static void chart_axis(FILE *f, const Axis *a, int vertical) {
@@ -3611,10 +3619,31 @@ static void chart_axis(FILE *f, const Axis *a, int vertical) {
     }
 }
 
+/* Names stand at the ends of the lines, from the top down and far enough apart to be read; that of a
+   single dot stands above it. */
+static void chart_names(FILE *f, const Series *series, Size n, const Axis *ax, const Axis *ay) {
+    double below = 0; // where the next name may stand
+    for (double y = TOP; y <= BOTTOM; y++)
+        for (const Series *s = series; s < series + n; s++) {
+            Size last = s->n - 1;
+            while (last > 0 && !isfinite(s->y[last * s->step])) last--;
+            if (last < 0 || round(place(ay, s->y[last * s->step])) != y) continue;
+            double x = place(ax, s->x[last * s->step]);
+            if (s->n == 1) {
+                svg_text(f, x, y - 14, "middle", s->name);
+                continue;
+            }
+            below = fmax(below, y + 4);
+            fprintf(f, "<g fill=\"%s\">", s->colour);
+            svg_text(f, x + 12, below, "start", s->name);
+            fputs("</g>", f);
+            below += 17;
+        }
+}
+
 int chart_write(const char *path, const char *title, const char *x_name, const char *y_name,
                 const Series *series, Size n) {
     Axis ax = axis_of(series, n, 0, LEFT, RIGHT), ay = axis_of(series, n, 1, BOTTOM, TOP);
-    double legend = TOP + 14;
     FILE *f = file_create(path);
     if (!f) return -1;
     fprintf(f,
@@ -3627,19 +3656,19 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
     chart_axis(f, &ay, 1);
     svg_text(f, RIGHT, BOTTOM + 42, "end", x_name);
     svg_text(f, LEFT, TOP - 14, "middle", y_name);
-    for (const Series *s = series; s < series + n; s++, legend += 20) {
+    for (const Series *s = series; s < series + n; s++) {
         fprintf(f, "<g stroke=\"%s\" fill=\"none\"><polyline stroke-width=\"1.8\" points=\"",
                 s->colour);
         for (Size i = 0; i < s->n * s->step; i += s->step)
             if (isfinite(s->y[i]))
                 fprintf(f, "%.1f,%.1f ", place(&ax, s->x[i]), place(&ay, s->y[i]));
-        fprintf(f, "\"/>\n<path d=\"M%d %.0fh24\" stroke-width=\"3\"/></g>\n", RIGHT + 16, legend);
+        fputs("\"/></g>\n", f);
         for (Size i = 0; i < s->n * s->step && s->dots; i += s->step)
             if (isfinite(s->y[i]))
                 fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%d\" fill=\"%s\"/>\n",
                         place(&ax, s->x[i]), place(&ay, s->y[i]), s->dots, s->colour);
-        svg_text(f, RIGHT + 48, legend + 4, "start", s->name);
     }
+    chart_names(f, series, n, &ax, &ay);
     fputs("</svg>\n", f);
     return file_finish(f, path, 0);
 }
@@ -4399,9 +4428,9 @@ static void loss_chart(const Run *r, const char *path) {
     const Row *rows = r->log + 1;
     Size n = r->n_rows - 1;
     const Series series[] = {
-        {"training", "#7aa6d6", n, ROW, &rows->step, &rows->train.gen, 0},
+        {"training", "#5b8fc7", n, ROW, &rows->step, &rows->train.gen, 0},
         {r->fine ? "validation" : "test", "#c0392b", n, ROW, &rows->step, &rows->held.gen, 3},
-        {"training, L_CLF", "#8fc28a", n, ROW, &rows->step, &rows->train.clf, 0},
+        {"training, L_CLF", "#5fa05a", n, ROW, &rows->step, &rows->train.clf, 0},
         {"validation, L_CLF", "#b8860b", n, ROW, &rows->step, &rows->held.clf, 3}};
     need(!chart_write(path, "Loss", "step", r->fine ? "nats" : "nats per pixel", series,
                       r->fine ? 4 : 2));
@@ -5077,7 +5106,7 @@ static void probe_chart(const ProbeRun *p, const ProbeRow *best, const char *pat
     const Series series[] = {
         {best_name, "#f5b7a8", 1, w, &best->layer, &best->mean[TEST_PART], 8},
         {"test", "#c0392b", n, w, &rows->layer, &rows->mean[TEST_PART], 3},
-        {"validation", "#7aa6d6", n, w, &rows->layer, &rows->mean[VALIDATION_PART], 3},
+        {"validation", "#5b8fc7", n, w, &rows->layer, &rows->mean[VALIDATION_PART], 3},
         {"raw pixels, test", "#2e8b57", 2, 1, ends, (const double[]){pixels, pixels}, 0},
         {"majority class", "#8a6d9e", 2, 1, ends, (const double[]){majority, majority}, 0},
         {"chance", "#999999", 2, 1, ends, (const double[]){chance, chance}, 0},

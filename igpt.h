@@ -465,7 +465,7 @@ IGPT_API int sheet_write(const char *path, const uint8_t *rgb, Size n, Size px, 
 IGPT_API void terminal_rows(FILE *f, const uint8_t *rgb, Size n, Size px, Size row);
 
 typedef struct {
-    const char *name, *colour; // in the legend; an SVG colour
+    const char *name, *colour; // at its end; an SVG colour
     Size n, step;              // points, and from one to the next in x and y
     const double *x, *y;       // NaN in y leaves the point out
     int dots;                  // radius of a dot on each point; 0: none
