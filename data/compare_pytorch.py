@@ -4,8 +4,10 @@
     pip install torch==2.13.0 numpy
     python3 data/compare_pytorch.py [THREADS]
 
-Float32 on the CPU, scaled_dot_product_attention, Adam; the median of seven steps after two. FLOPs are
-counted as igpt counts them: 6 x parameters in matrix products x positions, plus 6 L T^2 d an image for attention.
+On the CPU, scaled_dot_product_attention, fused Adam; the median of seven steps after two. As it is (float32), compiled
+(torch.compile, which needs a C++ compiler), and both in bfloat16 by autocast, which only processors with AVX512-BF16 or AMX
+compute in that type. FLOPs are counted as igpt counts them: 6 x parameters in matrix products x positions, plus 6 L T^2 d
+an image for attention.
 SPDX-License-Identifier: MIT
 """
 import sys
@@ -57,23 +59,28 @@ class ImageGPT(nn.Module):
         return self.lm_head(self.ln_f(self.blocks(h)))
 
 
-def measure(name, layers, d, heads, px, colours, batch):
+def measure(name, layers, d, heads, px, colours, batch, compiled, bf16):
     model = ImageGPT(layers, d, heads, px * px, colours)
+    forward = torch.compile(model) if compiled else model
     adam = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
     tokens = torch.arange(batch * px * px).view(batch, -1) % colours
     seconds = []
     for _ in range(9):
         start = time.perf_counter()
-        loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(forward(tokens).flatten(0, 1), tokens.flatten())
         adam.zero_grad()
         loss.backward()
         adam.step()
         seconds.append(time.perf_counter() - start)
     median = sorted(seconds[2:])[3]
     flops = batch * (6 * (12 * layers * d * d + colours * d) * px**2 + 6 * layers * px**4 * d)
-    print(f"PyTorch {torch.__version__}, {name}: {median:.3f} s, {flops / median / 1e9:.1f} GFLOP/s")
+    how = ("bfloat16" if bf16 else "float32") + (", compiled" if compiled else "")
+    print(f"PyTorch {torch.__version__}, {name}, {how}: {median:.3f} s, {flops / median / 1e9:.1f} GFLOP/s")
 
 
 torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
-measure("igpt-s width", 4, 512, 8, 32, 512, 2)
-measure("tiny", 4, 128, 4, 16, 64, 16)
+for bf16 in (False, True):
+    for compiled in (False, True):
+        measure("igpt-s width", 4, 512, 8, 32, 512, 2, compiled, bf16)
+        measure("tiny", 4, 128, 4, 16, 64, 16, compiled, bf16)
