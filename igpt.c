@@ -2685,7 +2685,7 @@ int dataset_read(Dataset *data, const char *dir, Size n_px) {
     data->train.px = data->test.px = n_px;
     int bad = recognise(data, dir);
     if (!bad && (data->train.n == 0 || data->test.n == 0))
-        bad = fail("%s: %lld pictures for training and %lld for testing, not at least one of each",
+        bad = fail("%s: pictures: %lld for training, %lld for testing; there must be some of each",
                    dir, data->train.n, data->test.n);
     if (bad) dataset_free(data);
     return bad ? -1 : 0;
@@ -3830,7 +3830,7 @@ static const Option option_table[] = {
      "images in a pass; gradients add up to the batch. Default: about 50 MB, which caches hold"},
     {"recompute", "", AT(recompute), RUNS | INFO, "", 0, 0, "less memory: runs each block twice"},
     {"steps", "N", AT(steps), RUNS, "1200", 1, MANY, "steps of Adam"},
-    {"lr", "X", AT(lr), RUNS, "0.004", 0, 1, "peak learning rate"},
+    {"lr", "X", AT(lr), RUNS, "0.004", 1e-9, 1, "peak learning rate"},
     {"warmup", "N", AT(warmup), RUNS, "", 0, MANY,
      "steps until the peak; default one epoch, at most half the steps"},
     {"eval-every", "N", AT(eval_every), RUNS, "", 1, MANY, "steps between tests; default a tenth"},
@@ -4012,6 +4012,12 @@ static Config config_of(const Options *o) { // without classes
     return (Config){o->n_px, o->n_vocab, o->n_embd, o->n_head, o->n_layer, 0, objective};
 }
 
+/* Masks are what BERT models see pictures through. */
+static void need_masks(const Options *o, const Config *c) {
+    if (!is_masked(c) && (is_given(o, "mask-prob") || is_given(o, "masks")))
+        stop("--mask-prob and --masks are for models trained with --objective bert");
+}
+
 /* The options that say what a model is, from a model that is there: those given must agree. */
 static void options_follow(Options *o, const Config *c, const char *dir) {
     const struct {
@@ -4028,21 +4034,33 @@ static void options_follow(Options *o, const Config *c, const char *dir) {
     }
 }
 
+/* A text in lines of at most 80 columns, of which `used` are taken; later lines are indented. */
+static void print_wrapped(const char *text, int used, int indent) {
+    for (; *text; text += strspn(text, " ")) {
+        int length = (int)strcspn(text, " ");
+        if (used + 1 + length > 80) used = printf("\n%*s", indent - 1, "") - 1;
+        used += printf(" %.*s", length, text);
+        text += length;
+    }
+    putchar('\n');
+}
+
 static void help_command(const Command *command) {
     printf("igpt %s - %s\n\n", command->name, command->summary);
     for (const Option *o = option_table; o < option_table + N_OPTIONS; o++) {
-        char word[64];
+        char word[64], text[200];
         if (!(o->commands & command->bit)) continue;
         int used = printf("  --%s %s", o->name, o->value);
-        printf(used < 23 ? "%*s%s" : "\n%*s%s", used < 23 ? 23 - used : 23, "", o->help);
         snprintf(word, sizeof word, "--%s ", o->name);
         const char *own = strstr(command->defaults, word); // the command's, else the table's
         own = own ? own + strlen(word) : o->initial;
-        printf(*own ? " (%.*s)\n" : "\n", (int)strcspn(own, " "), own);
+        snprintf(text, sizeof text, *own ? "%s (%.*s)" : "%s", o->help, (int)strcspn(own, " "),
+                 own);
+        print_wrapped(text, used < 22 ? used + printf("%*s", 22 - used, "") : 80, 23);
     }
     if (!option_find(command, "preset")) return;
     puts("\nPresets:");
-    for (int i = 0; i < N_PRESETS; i++) printf("  %s\n", presets[i]);
+    for (int i = 0; i < N_PRESETS; i++) print_wrapped(presets[i], printf(" "), 10);
 }
 
 /* What would fail after the work is to fail before it: can this file be written? */
@@ -4148,7 +4166,7 @@ static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Si
     double began = seconds_now();
     draw_pictures(o, m, tokens, n, rows, originals);
     double seconds = seconds_now() - began;
-    say(NOTE, "%lld pictures in %.1f s", n, seconds);
+    say(NOTE, "%lld picture%s in %.1f s", n, n == 1 ? "" : "s", seconds);
     printf("pictures_per_second %.2f\n", (double)n / seconds);
 }
 
@@ -4468,7 +4486,7 @@ static void run_tune(Run *r) {
     if (c.n_class < 2) stop("%s: %lld classes, which leaves nothing to learn", o->data, c.n_class);
     if (labels_split(&data->train, c.n_class, o->labels_per_class, o->seed, 0, &r->train, &r->held))
         stop("%s: %s", o->data, error_text());
-    say(NOTE, "fine-tuning on %lld pictures, choosing by %lld others", r->train.n, r->held.n);
+    say(NOTE, "pictures: %lld to learn from, %lld to choose by", r->train.n, r->held.n);
     if (classes_agree(m, data)) return;
     need(!model_init(m, c));
     memcpy(m->class_names, data->class_names, c.n_class * sizeof *m->class_names);
@@ -4509,14 +4527,15 @@ static void run_load(Run *r) {
         need(!model_load(m, from));
         options_follow(o, &m->config, from);
     } else need(!config_check(&config)); // before the work on a palette
+    need_masks(o, from ? &m->config : &config);
     need(!dataset_read(&r->data, o->data, o->n_px));
-    say(NOTE, "%s: %lld training and %lld test pictures, %lld classes, at %lld x %lld", o->data,
-        r->data.train.n, r->data.test.n, r->data.n_class, o->n_px, o->n_px);
+    say(NOTE, "%s: pictures: %lld for training, %lld for testing; classes: %lld; at %lld x %lld",
+        o->data, r->data.train.n, r->data.test.n, r->data.n_class, o->n_px, o->n_px);
+    need_room(o, from ? m->config : config);
     need(!folder_make(o->out));
     if (folder_lock(o->out)) stop("%s: another run is writing there", o->out);
     need_outputs(o->out, "model.safetensors preprocessor_config.json config.json log.csv loss.svg "
                          "train_state.safetensors samples.png progress.png");
-    need_room(o, from ? m->config : config);
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
         need(!model_init(m, config_of(o)));
@@ -4528,7 +4547,7 @@ static void run_load(Run *r) {
         r->held = all_of(&r->data.test);
     }
     if (!r->train.n || !r->held.n)
-        stop("%s: %lld pictures left for training and %lld for %s", o->data, r->train.n, r->held.n,
+        stop("%s: pictures left: %lld for training, %lld for %s", o->data, r->train.n, r->held.n,
              r->fine ? "validation" : "tests");
     if (!from || o->from_scratch) model_randomise(m, o->seed);
     need(!images_quantise(&r->data.train, m->palette, o->n_vocab));
@@ -4674,8 +4693,9 @@ static void run_steps(Run *r) {
         int halt = interrupted; // read once: a signal may come between the two uses
         if ((done > from || due) && (last || halt || done % o->save_every == 0)) run_save(r);
         if (halt)
-            stop("stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out %s",
-                 done, o->steps, o->command->name, o->out);
+            stop(
+                "stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out \"%s\"",
+                done, o->steps, o->command->name, o->out);
         if (last) break;
         train_step(r);
         row = &r->log[r->n_rows];
@@ -4841,6 +4861,7 @@ static void command_eval(Options *o) {
     Model m;
     Dataset data;
     need(!model_load(&m, o->model));
+    need_masks(o, &m.config);
     need(!dataset_read(&data, o->data, m.config.n_px));
     int classes = classes_agree(&m, &data);
     if (m.config.n_class && !classes)
@@ -4853,8 +4874,15 @@ static void command_eval(Options *o) {
     print_scores(&s, &data, &m.config);
 }
 
+static void print_millions(const char *name, Size n) { // as the paper's table has them, or finer
+    double millions = (double)n / 1e6;
+    printf(millions < 10 ? "%s %.2f\n" : "%s %.0f\n", name,
+           millions < 10 ? millions : floor(millions));
+}
+
 static void command_info(Options *o) {
     Model m, nominal;
+    if (o->model && is_given(o, "preset")) stop("--preset and --model cannot go together");
     if (o->model) {
         const char *path = file_in(o->model, "config.json");
         char *json = json_read(path, JSON_BYTES);
@@ -4871,8 +4899,9 @@ static void command_info(Options *o) {
     need(!model_list(&nominal, c));
     printf("n_layer %lld\nn_embd %lld\nn_head %lld\nn_px %lld\nn_vocab %lld\n", o->n_layer,
            o->n_embd, o->n_head, o->n_px, o->n_vocab);
-    printf("parameters %lld\nparameters_millions %lld\n", m.n_params, m.n_params / 1000000);
-    printf("parameters_millions_at_32px_512_colours %lld\n", nominal.n_params / 1000000);
+    printf("parameters %lld\n", m.n_params);
+    print_millions("parameters_millions", m.n_params);
+    print_millions("parameters_millions_at_32px_512_colours", nominal.n_params);
     printf("forward_gflop_per_image %.4g\ntraining_gflop_per_image %.4g\n", forward / 1e9,
            3 * forward / 1e9);
     printf("training_memory_mb %.0f\nsampling_memory_mb %.0f\n", training / 1e6, sampling / 1e6);
@@ -4971,6 +5000,7 @@ static void probe_add(ProbeRun *p, Images *from) {
 static void probe_open(ProbeRun *p) {
     const Options *o = p->o;
     need(!model_load(&p->model, o->model));
+    need_masks(o, &p->model.config);
     p->layers = p->model.config.n_layer + 1;
     if (o->concat > p->layers)
         stop("--concat %lld: there are only %lld layers", o->concat, p->layers);
@@ -5211,7 +5241,8 @@ static void print_version(void) {
 int main(int argc, char **argv) {
     static Options o;
     argv = process_start(&argc, argv);
-    if (argc < 2 || is_help(argv[1]) || !strcmp(argv[1], "help")) {
+    int asks = argc > 1 && (is_help(argv[1]) || !strcmp(argv[1], "help"));
+    if (argc < 2 + asks) {
         help_all(argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;
     }
@@ -5219,12 +5250,12 @@ int main(int argc, char **argv) {
         print_version();
         return 0;
     }
-    const Command *command = command_find(argv[1]);
-    for (int i = 2; i < argc && command; i++)
-        if (is_help(argv[i])) {
-            help_command(command);
-            return 0;
-        }
+    const Command *command = command_find(argv[1 + asks]);
+    for (int i = 2; i < argc; i++) asks |= is_help(argv[i]);
+    if (command && asks) {
+        help_command(command);
+        return 0;
+    }
     if (!command || options_all(&o, command, argv + 2, argc - 2, "")) {
         fprintf(stderr, "igpt: %s\n", error_text());
         return 2;

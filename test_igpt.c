@@ -1526,7 +1526,7 @@ static void test_folders(void) {
         "text tree/train/emu/1.jpg ? => train/emu/1.jpg ... mogrify ... train/emu'/*.jpg",
         "pictures half/train/owl 2 30 => half/test: No such file",
         "folder half/test => half ... 0 for testing",
-        "pictures alone 1 0 => alone: 1 pictures for training and 0 for testing",
+        "pictures alone 1 0 => alone: pictures: 1 for training, 0 for testing",
         // Without train/ and test/ 15 % of each class are drawn for testing, always the same ones:
         // of 3 still one, but not the only one.
         "pictures own/a 14 0",
@@ -2417,6 +2417,9 @@ static void test_command_line(void) {
         {0, "--masks", "eval -h"},
         {0, "--palette FILE", "palette --help"},
         {0, "igpt-xl: --n-layer 60", "info --help"},
+        {0, "--recompute", "help train"},
+        {2, "did you mean train?", "help trian"},
+        {0, "parameters_millions 0.84\n", "info"},
         {0, "parameters_millions 1362\n", "info --preset igpt-l"},
         {2, "train", "trian"},
         {2, "--steps", "train --step 5"},
@@ -2429,6 +2432,11 @@ static void test_command_line(void) {
         {2, "1 values", "train --quiet surplus"},
         {2, "ar|bert", "train --objective gan"},
         {2, "mask-prob", "train --mask-prob 0"},
+        {2, "--lr", "train --lr 0"},
+        {1, "objective bert", "train --mask-prob 0.2 --out $S/unmade"},
+        {1, "objective bert", "eval --model data/emoji-ar --masks 3"},
+        {1, "cannot go together", "info --preset igpt-s --model data/emoji-ar"},
+        {1, "MB to train", "train --preset igpt-xl --micro-batch 64 --out $S/unmade"},
         {2, "igpt-l", "train --preset huge"},
         {2, "not empty", "eval --data ''"},
         {2, "--image FILE", "complete --image --rows 3"},
@@ -2450,6 +2458,8 @@ static void test_command_line(void) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         IGPT(rows[i].status, rows[i].word, "%s", rows[i].arguments);
         CHECK(rows[i].status != 2 || count_words(igpt_output, "\n") == 2, "%s", igpt_output);
+        for (const char *line = igpt_output; line && !rows[i].status; line = strchr(line + 1, '\n'))
+            CHECK(strcspn(line + 1, "\n") <= 80, "a line wider than a terminal: %s", line);
     }
     CHECK(access(scratch_path("unmade"), F_OK) != 0, "a run that could not start left a folder");
 }
@@ -2512,7 +2522,8 @@ static void test_resume(void) {
 /* A short run learns more than to count colours. What train measures, eval repeats. */
 static void test_train_eval_sample(void) {
     static const char train[] = "train --overwrite " SMALL "--batch 8 --out $S/drawer";
-    IGPT(0, "2195 training and 393 test pictures, 9 classes", "%s --steps 1 --lr 0", train);
+    IGPT(0, "pictures: 2195 for training, 393 for testing; classes: 9", "%s --steps 1 --lr 1e-9",
+         train);
     CHECK(fabs(printed("nats_per_pixel") - log(12)) < 1e-3, "no ln 12: %s", igpt_output);
     IGPT(0, "", "%s --steps 120 --warmup 20 --lr 0.01", train);
     double nats = printed("nats_per_pixel");
@@ -2641,13 +2652,13 @@ static void test_finetune(void) {
         CHECK(printed("validation_accuracy") > 0.45, "%s", igpt_output);
         IGPT(0, "", "eval --model $S/%s1", kind);
         CHECK(printed("accuracy") == accuracy, "finetune says %g: %s", accuracy, igpt_output);
-        IGPT(0, "", "finetune --model $S/%s1 --out $S/again --steps 2 --lr 0 --overwrite", kind);
+        IGPT(0, "", "finetune --model $S/%s1 --out $S/again --steps 2 --lr 1e-9 --overwrite", kind);
         CHECK(printed("accuracy") == accuracy, "the head had %g: %s", accuracy, igpt_output);
     }
     Size n;
     const char *config = (char *)read_bytes(scratch_path("ar1/config.json"), &n);
     CHECK(config && strstr(config, "\"1\": \"People & Body\""), "id2label: %s", config);
-    IGPT(0, "on 18 pictures",
+    IGPT(0, "18 to learn from",
          "finetune --model $S/ar0 --out $S/two --steps 20 --eval-every 7 --labels-per-class 2 "
          "--gen-weight 0");
     double majority = printed("majority_accuracy");
