@@ -2129,7 +2129,7 @@ Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2, 
     return steps;
 }
 
-double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C) {
+double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C, uint8_t *right) {
     Size correct = 0;
 #pragma omp parallel for schedule(static) reduction(+ : correct)
     for (Size i = 0; i < x.rows; i++) {
@@ -2140,6 +2140,7 @@ double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C
             if (logit > most) most = logit, largest = k;
         }
         correct += largest == labels[i];
+        if (right) right[i] = largest == labels[i];
     }
     return (double)correct / (double)x.rows;
 }
@@ -2166,7 +2167,8 @@ static const char *const part_names[N_PARTS] = {"train", "validation", "test"};
 
 /* The parts' rows are brought together, one part behind the other. The fits go from the strongest
    penalty on, each from the last one's weights. */
-int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS], Size C) {
+int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS], Size C,
+              uint8_t *right) {
     static const double grid[] = {10, 1, 0.1, 0.01, 1e-3, 1e-4, 1e-5};
     Size n = 0, width = x.cols, row = 0;
     for (int i = 0; i < N_PARTS; n += parts[i++].n)
@@ -2189,8 +2191,10 @@ int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts
         Probe now = {.l2 = grid[k]};
         bad = logistic_fit(w, part[TRAIN_PART], part_labels[TRAIN_PART], C, grid[k], 1e-4) < 0;
         for (int i = 0; i < N_PARTS; i++)
-            now.accuracy[i] = logistic_accuracy(w, part[i], part_labels[i], C);
-        if (!k || now.accuracy[VALIDATION_PART] > probe->accuracy[VALIDATION_PART]) *probe = now;
+            now.accuracy[i] = logistic_accuracy(w, part[i], part_labels[i], C, NULL);
+        if (k && now.accuracy[VALIDATION_PART] <= probe->accuracy[VALIDATION_PART]) continue;
+        *probe = now;
+        if (right) logistic_accuracy(w, part[TEST_PART], part_labels[TEST_PART], C, right);
     }
     free(all);
     free(w);
@@ -4978,6 +4982,7 @@ typedef struct {
     Subset part[PROBE_DRAWS][N_PARTS];
     ProbeRow *rows; // layers 0 .. L, pixels, then joined layers where --concat asks for them
     Size n_rows;
+    uint8_t *right; // (rows, test pictures): told right by the last draw's probe, or not
 } ProbeRun;
 
 /* The labelled pictures of a set move behind those that are there; its labels stay, too. */
@@ -5013,6 +5018,7 @@ static void probe_open(ProbeRun *p) {
     p->all = all_of(&p->set);
     p->rows = need_memory(p->layers + 2, sizeof *p->rows);
     p->draws = o->labels_per_class ? PROBE_DRAWS : 1;
+    p->right = need_memory(p->layers + 2, (size_t)(p->set.n - n_train));
     const Images train = {.n = n_train, .labels = p->set.labels};
     for (Size draw = 0; draw < p->draws; draw++) {
         Subset *part = p->part[draw];
@@ -5075,7 +5081,8 @@ static void probe_row(ProbeRun *p, const char *name, Matrix x) {
     for (Size draw = 0; draw < p->draws; draw++) {
         Probe probe;
         progress("probe", (p->n_rows - 1) * p->draws + draw, (p->layers + 2) * p->draws);
-        need(!probe_fit(&probe, x, p->set.labels, p->part[draw], p->data.n_class));
+        need(!probe_fit(&probe, x, p->set.labels, p->part[draw], p->data.n_class,
+                        p->right + (p->n_rows - 1) * p->part[draw][TEST_PART].n));
         logs += log10(probe.l2);
         for (int k = 0; k < N_PARTS; k++) {
             row->mean[k] += 100 * probe.accuracy[k] / n;
@@ -5147,12 +5154,20 @@ static void probe_chart(const ProbeRun *p, const ProbeRow *best, const char *pat
 
 static void probe_print(const ProbeRun *p, const ProbeRow *best) {
     int several = p->draws > 1;
+    Size n = p->part[0][TEST_PART].n;
+    const uint8_t *right = p->right + (Size)best->layer * n, *last = p->right + (p->layers - 1) * n;
+    double lead = (best->mean[TEST_PART] - p->rows[p->layers - 1].mean[TEST_PART]) / 100,
+           differ = 0;
+    for (Size i = 0; i < n; i++) differ += right[i] != last[i];
     printf("accuracy in percent\n%-8s %8s", "features", "l2");
     for (int k = 0; k < N_PARTS; k++) printf(" %*s", several ? 17 : 10, part_names[k]);
     putchar('\n');
     probe_table(stdout, p, "%-8s %8.3g", several ? " %10.2f +- %-3.2f" : " %10.2f");
     printf("best_layer %s\nvalidation_accuracy %.4f\ntest_accuracy %.4f\n", best->name,
            best->mean[VALIDATION_PART] / 100, best->mean[TEST_PART] / 100);
+    if (!several) // the error is paired: both were asked about the same pictures
+        printf("best_minus_last %.4f\nbest_minus_last_error %.4f\n", lead,
+               sqrt((differ / (double)n - lead * lead) / (double)n));
     if (p->o->concat > 1)
         printf("joined_test_accuracy %.4f\n", p->rows[p->n_rows - 1].mean[TEST_PART] / 100);
     printf("pixels_test_accuracy %.4f\nmajority_accuracy %.4f\nchance_accuracy %.4f\n",

@@ -299,10 +299,12 @@ IGPT_API Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double
 /* Multinomial logistic regression: minimise the mean over x (n, width) of -log p(label) plus
    l2 / 2 |W|^2, where softmax(W x + b) gives p, like scikit-learn's LogisticRegression of C = 1 /
    (l2 n), for two classes 2 / (l2 n). w holds W (C, width), then b (C), which is not penalised; it
-   is the start, too. Returns lbfgs'es steps. Accuracy: of a row the largest logit counts. */
+   is the start, too. Returns lbfgs'es steps. Accuracy: of a row the largest logit counts; right (n),
+   if not NULL, gets 1 where that is the label's, else 0. */
 IGPT_API Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2,
                            double tolerance);
-IGPT_API double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C);
+IGPT_API double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C,
+                                  uint8_t *right);
 
 typedef struct {    // some of a set's pictures, by their numbers
     Size n, *index; // (n), given back with free()
@@ -316,9 +318,10 @@ typedef struct {
 
 /* A linear probe on features x, a picture to a row (its numbers side by side), of C classes.
    They are standardised on the training part; L2 is one of 10, 1, ..., 1e-5; fits end at a
-   gradient of 1e-4. Fails without memory or where a part is empty. */
+   gradient of 1e-4. right (test pictures), if not NULL, is filled as by logistic_accuracy. Fails
+   without memory or where a part is empty. */
 IGPT_API int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS],
-                       Size C);
+                       Size C, uint8_t *right);
 
 /* ---- 9 images ------------------------------------------------------------------------------- */
 typedef struct {

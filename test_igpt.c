@@ -1159,7 +1159,7 @@ static void test_logistic_optimum(void) {
     for (int i = 0; i < SIZE; i++) g[i] += (real)l2 * w[i];
     for (int i = 0; i < SIZE + C; i++) most = larger(most, fabs((double)g[i]));
     CHECK(most < 10 * tolerance, "the gradient is %g", most);
-    double accuracy = logistic_accuracy(w, x, labels, C);
+    double accuracy = logistic_accuracy(w, x, labels, C, NULL);
     CHECK(accuracy == (double)correct / N, "accuracy %g, not %d / %d", accuracy, correct, N);
 }
 
@@ -1170,6 +1170,8 @@ static void test_probe(void) {
     real *x = filled(N * ROW, 1, 1);
     Matrix features = {x + 1, N, WIDTH, ROW, 1};
     uint16_t labels[N];
+    uint8_t right[N / 3];
+    double n_right = 0;
     Subset parts[N_PARTS];
     Probe probe;
     for (int k = 0; k < N_PARTS; k++) parts[k] = (Subset){0, zeros(N, sizeof(Size))};
@@ -1179,18 +1181,21 @@ static void test_probe(void) {
         labels[i] = (uint16_t)(random_bits(2, 1, (uint64_t)i) % C);
         x[i * ROW] = x[i * ROW + ROW - 1] = (real)NAN;
     }
-    REQUIRE(!probe_fit(&probe, features, labels, parts, C));
+    REQUIRE(!probe_fit(&probe, features, labels, parts, C, right));
+    for (int i = 0; i < N / 3; i++) n_right += right[i];
+    CHECK(n_right == round(probe.accuracy[TEST_PART] * (N / 3)), "%g right, accuracy %g", n_right,
+          probe.accuracy[TEST_PART]);
     CHECK(fabs(probe.accuracy[TEST_PART] - 1.0 / C) < 0.07, "%g", probe.accuracy[TEST_PART]);
     for (int i = 0; i < N; i++) { // features small beside their mean, one constant in training
         x[i * ROW + 1 + labels[i]] += 12;
         for (int j = 1; j < WIDTH; j++) x[i * ROW + j] = 50 + x[i * ROW + j] / 100;
         x[i * ROW + WIDTH] = (real)(i % 3 == 0 || i % 10 == 1 ? 1000 + i : 1000);
     }
-    REQUIRE(!probe_fit(&probe, features, labels, parts, C));
+    REQUIRE(!probe_fit(&probe, features, labels, parts, C, NULL));
     for (int k = 0; k < N_PARTS; k++)
         CHECK(probe.accuracy[k] == 1, "separable: accuracy %g of part %d", probe.accuracy[k], k);
     parts[VALIDATION_PART].n = 0;
-    int bad = probe_fit(&probe, features, labels, parts, C);
+    int bad = probe_fit(&probe, features, labels, parts, C, NULL);
     CHECK(bad && strstr(error_text(), "validation"), "%s", error_text());
 }
 
@@ -2615,6 +2620,11 @@ static void test_command_probe(void) {
         const char *svg = (char *)read_bytes(scratch_path("probed/probe.svg"), &n);
         CHECK(svg && strstr(svg, "chance") && strstr(svg, "best: layer"), "probe.svg: %s", svg);
         check_features(&m);
+        IGPT(0, "\nbest_minus_last_error ",
+             "probe --model $S/net --out $S/probed --quiet --threads 1");
+        double lead = printed("best_minus_last"), error = printed("best_minus_last_error");
+        double differ = error * error * 393 + lead * lead; // the share that just one told right
+        CHECK(differ > fabs(lead) - 0.01 && differ < 1, "%g +- %g", lead, error);
         model_free(&m);
     }
 }
