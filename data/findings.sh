@@ -50,8 +50,8 @@ figure() { awk -v name="$2" '$1 == name { print $2 }' "$1/figures"; } # of the r
 mkdir -p cifar-10k
 for file in "$cifar"/{data_batch_1.bin,test_batch.bin,batches.meta.txt}; do ln -sf "$file" cifar-10k; done
 
-# Train or fine-tune into the folder of that name, or go on with it. With KEEP=1 every model saved on the
-# way stays, as NAME-STEP.
+# Train or fine-tune into the folder of that name, or go on with it. With KEEP=n the models of every n-th step
+# stay, as NAME-STEP.
 child=""
 trap '[ -z "$child" ] || { kill -TERM $child && wait $child; exit 130; }' INT TERM
 run() { # name, words
@@ -70,11 +70,13 @@ run() { # name, words
     child=""
     mv "$name/figures.part" "$name/figures"
 }
-saved_step() { head -c 4000 "$1/train_state.safetensors" 2>/dev/null | grep -ao '"step":"[0-9]*"' | tr -cd 0-9; }
+saved_step() {
+    head -c 4000 "$1/train_state.safetensors" 2>/dev/null | grep -ao '"step":"[0-9]*"' | tr -cd 0-9
+}
 keep() { # a state is written after its model: the same step before and after is that model's
     local step=$(saved_step "$1") copy
     copy=$1-$step
-    [ -n "$step" ] && [ ! -e "$copy" ] || return 0
+    [ -n "$step" ] && [ $((step % KEEP)) -eq 0 ] && [ ! -e "$copy" ] || return 0
     mkdir -p "$copy.part"
     cp "$1"/{model.safetensors,config.json,preprocessor_config.json} "$copy.part"
     [ "$(saved_step "$1")" = "$step" ] || return 0
@@ -91,7 +93,7 @@ pretrain() { # name, data, objective, pixels, colours, layers, width
     local n=$(scaled $steps)
     run $1 train --data $2 --objective $3 --n-px $4 --n-vocab $5 --n-layer $6 --n-embd $7 \
         --n-head $((($7 + 31) / 32)) --batch 32 --lr 0.003 --steps $n --warmup $((n / 10)) \
-        --eval-every $n --save-every $(((n + 4) / 5))
+        --eval-every $n --save-every $((n / 5))
     echo "$3,$4,$6,$7,$(($(figure $1 step) * 32)),$(figure $1 nats_per_pixel),$(hours $1)" >$1/about
 }
 
@@ -131,11 +133,12 @@ tune() { # finding, model, data, labels of each class (0: all), seed, further wo
     seen=$(<$2/about)
     [ -z "${6:-}" ] || seen=$(cut -d , -f 1-4 $2/about),0,, # nothing yet
     accuracy=$(figure $name accuracy)
-    echo "$1,$3,$seen,$what,,${4/#0/all},$5,$accuracy,$(binomial $accuracy),$n_test,$(<$name/command)" >$name/rows.csv
+    echo "$1,$3,$seen,$what,,${4/#0/all},$5,$accuracy,$(binomial $accuracy),$n_test,$(<$name/command)" \
+        >$name/rows.csv
 }
 
 # The first one is what all others are compared with.
-KEEP=1 pretrain ar cifar ar $px $colours $layers $width
+KEEP=$(($(scaled $steps) / 5)) pretrain ar cifar ar $px $colours $layers $width
 for part in $parts; do
     case $part in
     middle)
