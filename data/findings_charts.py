@@ -104,16 +104,19 @@ def main():
 
     # Compared by probes on the same labels, with the first model among them.
     first = [row for row in of("middle") if row["data"] == "cifar-10k"]
+
+    def network(row):
+        return f'{row["n_px"]} pixels, {row["layers"]} layers'
+
+    networks = {network(row) for row in of("loss")}
     series = {}
-    for row in first + of("loss"):
-        same = first and row["layers"] == first[0]["layers"] and row["n_embd"] == first[0]["n_embd"]
-        if row["what"] == "best probe":
-            line = series.setdefault("one run" if same else "other sizes", [])
-            line.append((float(row["loss"]), *mean([row])))
+    for row in first + of("resolution", "loss"):
+        if row["what"] == "best probe" and network(row) in networks:
+            series.setdefault(network(row), []).append((float(row["loss"]), *mean([row])))
     losses = sorted(point[0] for line in series.values() for point in line)
     if len(losses) > 1:
         low, high = losses[0], losses[-1]
-        tenths = range(math.ceil(low * 10), math.floor(high * 10) + 1, max(1, int(high - low)))
+        tenths = range(math.ceil(low * 10), math.floor(high * 10) + 1, max(1, int(2 * (high - low))))
         chart(os.path.join(folder, "findings-loss.svg"), "Best probe by loss",
               "test loss, nats per pixel", {name: sorted(line) for name, line in series.items()},
               lambda x: (high - x) / (high - low), [(t / 10, t / 10) for t in tenths])
