@@ -2426,6 +2426,8 @@ static void test_command_line(void) {
         {2, "did you mean train?", "help trian"},
         {0, "parameters_millions 0.84\n", "info"},
         {0, "parameters_millions 1362\n", "info --preset igpt-l"},
+        {0, "n_embd 128\n", "info --model data/emoji-ar"},
+        {0, ", float, ", "--version"},
         {2, "train", "trian"},
         {2, "--steps", "train --step 5"},
         {2, "0 values; it is used so: --steps N", "train --steps"},
@@ -2446,11 +2448,17 @@ static void test_command_line(void) {
         {2, "not empty", "eval --data ''"},
         {2, "--image FILE", "complete --image --rows 3"},
         {2, "mean|none", "probe --pool max"},
+        {2, "0|1, not \"2\"", "sample --show 2"},
+        {2, "0|1, not \"7\"", "train --flip 7"},
+        {2, "palette has no option --show", "palette --show 1"},
+        {2, "whole number from 2 to", "palette --n-vocab 1"},
         {1, "n_head", "train --n-embd 30 --n-head 4"},
         {1, "no/such", "train --data no/such --out $S/unmade"},
         {1, "--n-embd", "train --init data/emoji-ar --n-embd 64"},
         {1, "no/such holds no run", "train --resume --out no/such"},
+        {1, "--palette, --init and --resume", "train --init data/emoji-ar --palette no/such.json"},
         {1, "no/such", "eval --model no/such"},
+        {1, "no/such", "info --model no/such"},
         {1, "no/such", "sample --model no/such"},
         {1, "no/such", "finetune --model no/such"},
         {1, "no/such", "probe --model no/such"},
@@ -2699,6 +2707,10 @@ static void test_palette_command(void) {
 static void test_nothing_lost(void) {
     static const char small[] = TINY "--steps 3 --out $S/kept";
     static const char *const pipes[] = {"pipe", "pipes/samples.png", "pipes/log.csv"};
+    static const char *const large[] = {"--preset igpt-l", // bytes of the others: beyond 2^32
+                                        "--batch 65536 --micro-batch 65536",
+                                        "--n-embd 16384 --n-layer 4 --n-head 16 --n-px 1 "
+                                        "--n-vocab 2"};
     Model m;
     IGPT(0, "", "%s", small);
     IGPT(1, "kept holds a run of 3 steps: --resume goes on with it, --overwrite", "%s", small);
@@ -2715,9 +2727,10 @@ static void test_nothing_lost(void) {
     IGPT(1, "README", "complete --model openai/imagegpt-small");
     write_bytes(scratch_path("pipes/pytorch_model.bin"), "", 0);
     IGPT(1, "save_pretrained", "eval --model $S/pipes");
-    IGPT(1, "MB to train, there are 4",
-         "--version & wait; ulimit -v 400000; exec ./igpt "
-         "train --preset igpt-l --threads 1 --out $S/large");
+    for (int i = 0; i < 3; i++)
+        IGPT(1, "MB to train, there are 4",
+             "--version & wait; ulimit -v 400000; exec ./igpt train --threads 1 --out $S/large %s",
+             large[i]);
     IGPT(1, "another run is writing there",
          TINY
          "--steps 100000 --save-every 1 --out $S/shared & until [ -e "
