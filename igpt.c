@@ -2673,7 +2673,7 @@ static int recognise(Dataset *data, const char *dir) {
             return fail("%s: two data sets in one folder, %s and %s", dir, found, layout->name);
         found = layout->name;
     }
-    if (layout) return layout_read(data, layout, dir);
+    if (layout) return data->n_class = 0, layout_read(data, layout, dir); // nor their classes
     if (bad || found) return bad;
     return fail("%s: no data set found; looked for data_batch_1.bin (CIFAR-10), train.bin "
                 "(CIFAR-100), train_X.bin (STL-10), train-images-idx3-ubyte (IDX), *.ppm and "

@@ -1405,6 +1405,9 @@ static void test_records_refused(void) {
 #define TRAIN "train-images-idx3-ubyte"
 #define LABELS "t10k-labels-idx1-ubyte"
     static const char *const bad[] = {
+        "folder c10/train", // a class of pictures that none of training has: it does not count
+        "text c10/test/cat/a.ppm P6 1 1 255\nabc"
+        " == train 0 1 0 1 2 | test 2 | warm cat,dog,owl.",
         "text c100/fine_label_names.txt a\nb\n => train.bin: record 0 ... label 97, not 0 to 1",
         "records stl/train_y.bin 3 1 0 1 => train_y.bin: 3 labels for 2 pictures",
         "records stl/train_y.bin 2 1 0 0 => train_y.bin: record 0 ... label 0, not 1 to 10",
@@ -2737,6 +2740,11 @@ static void test_nothing_lost(void) {
          "$S/shared/train_state.safetensors "
          "]; do kill -0 $! || exit; done; ${IGPT:-./igpt} train --resume --out $S/shared; s=$?; "
          "kill -9 $!; exit $s");
+    files_make(8, record_sets); // folders beside records: one that is not there, one that is shut
+    REQUIRE(!symlink("nowhere", scratch_path("c100/test")) &&
+            !mkdir(scratch_path("c100/train"), 0));
+    IGPT(0, "images 1\n", "eval --model data/emoji-ar --data $S/c100");
+    REQUIRE(!rmdir(scratch_path("c100/train")));
     IGPT(1, "File too large",
          "--version & wait; ulimit -f 1; exec ${IGPT:-./igpt} sample "
          "--model data/emoji-ar --n 9 --out $S/full");
