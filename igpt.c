@@ -151,7 +151,13 @@ static const char *folder_next(Folder *folder) {
 static void folder_close(Folder *folder) { _wclosedir(folder); }
 
 #    ifndef IGPT_NO_MAIN
-static int folder_lock(const char *path) { return (void)path, 0; } // not yet
+static int folder_lock(const char *path) { // until the process ends; -1: another one has it
+    char name[PATH_SIZE + 8];
+    snprintf(name, sizeof name, "%s/.lock", path);
+    HANDLE f = CreateFileW(wide(name).text, GENERIC_WRITE, 0, NULL, CREATE_ALWAYS,
+                           FILE_FLAG_DELETE_ON_CLOSE, NULL);
+    return f == INVALID_HANDLE_VALUE && GetLastError() == ERROR_SHARING_VIOLATION ? -1 : 0;
+}
 static double seconds_now(void) { return 1e-3 * (double)GetTickCount64(); }
 static double memory_limit(void) {
     MEMORYSTATUSEX memory = {.dwLength = sizeof memory};
