@@ -2034,10 +2034,16 @@ static void test_safetensors_write_refused(void) {
     CHECK(safetensors_write(scratch_path("absent/x"), &t, 1, NULL) == -1, "wrote without a folder");
     check_holds(error_text(), "cannot write ... absent/x");
 #ifndef ALONE
-    REQUIRE(!symlink(scratch_path("victim"), part)); // which must not be followed
-    CHECK(safetensors_write(path, &t, 1, NULL) == -1, "wrote through a link");
+    REQUIRE(!mkdir(part, 0777));
+    CHECK(safetensors_write(path, &t, 1, NULL) == -1, "wrote to a folder");
     check_holds(error_text(), "cannot write ... old.st.part");
-    CHECK(access(scratch_path("victim"), F_OK) && !remove(part), "followed a link");
+    REQUIRE(!rmdir(part) && !symlink(scratch_path("victim"), part)); // which must not be followed
+    CHECK(!safetensors_write(path, &t, 1, NULL), "%s", error_text());
+    CHECK(access(scratch_path("victim"), F_OK), "followed a link");
+    FILE *other = fopen(part, "wb"); // that of another command, which writes on, to its own file
+    REQUIRE(other && !safetensors_write(path, &t, 1, NULL));
+    fprintf(other, "mixed"), fclose(other);
+    CHECK(!read_x(path, x, NULL), "%s", error_text());
 #endif
     t.dtype = F16;
     CHECK(safetensors_write(path, &t, 1, NULL) == -1, "65520 was written as F16");
