@@ -2716,10 +2716,11 @@ static void test_palette_command(void) {
 static void test_nothing_lost(void) {
     static const char small[] = TINY "--steps 3 --out $S/kept";
     static const char *const pipes[] = {"pipe", "pipes/samples.png", "pipes/log.csv"};
-    static const char *const large[] = {"--preset igpt-l", // bytes of the others: beyond 2^32
-                                        "--batch 65536 --micro-batch 65536",
-                                        "--n-embd 16384 --n-layer 4 --n-head 16 --n-px 1 "
-                                        "--n-vocab 2"};
+    static const char *const large[] = {
+        "--preset igpt-l",
+        "--batch 65536 --micro-batch 65536", // bytes beyond 2^32
+        ("--n-embd 16384 --n-layer 4 --n-head 16 --n-px 1 --n-vocab 2"),
+    };
     Model m;
     IGPT(0, "", "%s", small);
     IGPT(1, "kept holds a run of 3 steps: --resume goes on with it, --overwrite", "%s", small);
