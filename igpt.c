@@ -3344,7 +3344,7 @@ int palette_save(const char *path, const real *palette, Size K, Size n_px) {
     fprintf(f,
             "{\n  \"image_processor_type\": \"ImageGPTImageProcessor\",\n"
             "  \"do_resize\": true,\n  \"do_normalize\": true,\n"
-            "  \"do_color_quantize\": true,\n  \"resample\": 2,\n"
+            "  \"do_color_quantize\": true,\n  \"resample\": 4,\n"
             "  \"size\": {\"height\": %lld, \"width\": %lld},\n  \"clusters\": [",
             n_px, n_px);
     for (Size k = 0; k < K; k++, palette += 3)
