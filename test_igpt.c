@@ -2631,7 +2631,7 @@ static void test_command_probe(void) {
         REQUIRE(!model_save(&m, scratch_path("net"), F32));
         IGPT(0, "\njoined_test_accuracy ",
              "probe --model $S/net --out $S/probed --labels-per-class 4 --concat 2 --quiet "
-             "--threads 1 --features $S/features.safetensors --masks 2");
+             "--threads 1 --features $S/features.safetensors");
         const char *csv = (char *)read_bytes(scratch_path("probed/probe.csv"), &n);
         CHECK(count_words(csv, "\n") == 1 + 3 + 1 + 1, "probe.csv: %s", csv);
         const char *svg = (char *)read_bytes(scratch_path("probed/probe.svg"), &n);
