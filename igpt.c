@@ -2646,8 +2646,9 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
     }
     if (!bad && n > 0) bad = class_read(data, set, dir, class, names, index, n);
     if (!bad && foreign && pictures_in(data) == before)
-        bad = fail("%s/%s is no PPM file; to make one of each: mogrify -format ppm '%s'/*%s", dir,
-                   foreign, dir, strrchr(foreign, '.'));
+        bad = fail("%s/%s is no PPM file; to make one of each: mogrify -format ppm -auto-orient "
+                   "-background white -alpha remove -resize '256x256^' '%s'/*%s",
+                   dir, foreign, dir, strrchr(foreign, '.'));
     if (!bad && !class && data->n_class && *empty)
         bad = fail("%s: no picture in it that can be read", empty);
     for (Size i = 0; i < count; i++) free(names[i]);
@@ -4620,7 +4621,6 @@ static int run_test(Run *r, Row *row) {
     const Options *o = r->o;
     const Model *m = &r->model;
     const Images *set = r->fine ? &r->data.train : &r->data.test;
-    const char *path = file_in(o->out, "samples.png");
     Size n = train_samples(o, &m->config);
     uint16_t *samples = need_memory(n * o->n_px * o->n_px, sizeof *samples);
     row->held = evaluate(m, &r->pass, o->micro_batch, set, &r->held, r->fine, 1, o->mask_prob);
@@ -4628,7 +4628,7 @@ static int run_test(Run *r, Row *row) {
     if (n && !interrupted) draw_pictures(o, m, samples, n, 0, NULL);
     if (interrupted) return -1;
     if (n) {
-        write_sheet(path, samples, n, o->n_px, m->palette, SHEET_COLUMNS);
+        write_sheet(file_in(o->out, "samples.png"), samples, n, o->n_px, m->palette, SHEET_COLUMNS);
         progress_sheet(r, samples);
     }
     free(samples);
@@ -4643,7 +4643,8 @@ static int run_test(Run *r, Row *row) {
             best ? ", the best so far" : "");
     else
         say(NOTE, "step %.0f  train %.4f  test %.4f nats per pixel  %s", row->step, row->train.gen,
-            row->held.gen, n ? path : "(no samples.png: a BERT model cannot draw)");
+            row->held.gen,
+            n ? file_in(o->out, "samples.png") : "(no samples.png: a BERT model cannot draw)");
     return 0;
 }
 
