@@ -2835,6 +2835,7 @@ static void test_faults(void) {
         "train --resume --steps 3 --out $O", // the last one: not into a new folder
     };
     enum { RUNS = sizeof kinds / sizeof *kinds * (sizeof commands / sizeof *commands) - 1 };
+    REQUIRE(!access("./igpt_fault", X_OK));
     files_make(1, files);
     IGPT(0, "", "train " SEED "--n-vocab 3 --out $S/seed");
     for (int i = 0; i < RUNS; i++)

@@ -5,9 +5,9 @@
 #   LEAST=97 data/coverage.sh
 #
 # What `make test` runs, with igpt.c built by gcc --coverage: the tests in float, in double and on the
-# plain routines, the program, and the example. A line counts where any of these builds has code for it,
-# so none for another system does, and is covered where any of them ran it. Prints every line that none
-# did, then the share; exit status 1 below LEAST per cent, or where a test fails.
+# plain routines, the program, the same with calls that fail, and the example. A line counts where any of
+# these builds has code for it, so none for another system does, and is covered where any of them ran it.
+# Prints every line that none did, then the share; exit status 1 below LEAST per cent, or where a test fails.
 set -u
 cd "$(dirname "$0")/.."
 least=${LEAST:-97}
@@ -34,6 +34,8 @@ tests() { # folder, flags
     object program "" igpt.c && gcc $flags program/igpt.o --coverage -o igpt -lm &&
         tests float "" && tests double -DIGPT_DOUBLE && tests plain -DIGPT_PLAIN &&
         object included "-DIGPT_NO_MAIN -DIGPT_API=static -DIGPT_INCLUDE -Wno-unused-function" data/example.c &&
+        object fault "-include data/fault.h" igpt.c && gcc $flags fault/igpt.o --coverage -o igpt_fault -lm &&
+        gcc $flags -DFUZZ_REPLAY data/fuzz.c -o fuzz_replay -lm &&
         gcc $flags included/igpt.o --coverage -o example_included -lm &&
         gcc $flags data/example.c float/igpt.o --coverage -o example_linked -lm
 } || exit 1
@@ -49,7 +51,7 @@ cat said said_double | grep -B 8 FAILED
 tail -q -n 1 said said_double
 
 # gcov writes "count: line: text", with - for no code, ##### and ===== for code that did not run.
-for folder in program float double plain included; do gcov -t $folder/igpt.gcno 2>gcov_said; done >counts
+for folder in program float double plain fault included; do gcov -t $folder/igpt.gcno 2>gcov_said; done >counts
 awk -F : -v least="$least" '
     $2 + 0 == 0 { if ($3 == "Source") here = $4 ~ /(^|\/)igpt\.c$/; next }
     !here || $1 ~ /^ *-$/ { next }
