@@ -1443,6 +1443,7 @@ static void test_records_refused(void) {
         "records bad/test_batch.bin 2 3073 0 0",
         "records bad/data_batch_5.bin 1 3074 0 0 => data_batch_5.bin: ... 2 records of 3073",
         "text bad/batches.meta.txt => batches.meta.txt: empty",
+        "text bad/batches.meta.txt a\na\n => batches.meta.txt: class a stands there twice",
         "text bad/batches.meta.txt a\nb\n => data_batch_1.bin: record 2 ... label 2, not 0 to 1",
         "folder bad/batches.meta.txt => batches.meta.txt: it is a folder",
         "folder bad/cat == train 0 1 2 | test 0 1 |", // a sub-folder without pictures
@@ -2438,6 +2439,7 @@ static void test_command_line(void) {
         {0, "n_embd 128\n", "info --model data/emoji-ar"},
         {0, ", float, ", "--version"},
         {2, "train", "trian"},
+        {2, "igpt --help", "something-else"},
         {2, "--steps", "train --step 5"},
         {2, "0 values; it is used so: --steps N", "train --steps"},
         {2, "number", "train --steps many"},
@@ -2474,6 +2476,7 @@ static void test_command_line(void) {
         {1, "no/such.json", "palette --palette no/such.json --out $S/unused"},
         {1, "no/such.ppm", "complete --model data/emoji-ar --image no/such.ppm --out $S/unused"},
         {1, "--rows 200", "complete --model data/emoji-ar --rows 200"},
+        {1, "only 5 layers", "probe --model data/emoji-ar --concat 6"},
         {1, "not 5000", "probe --model data/emoji-ar --labels-per-class 5000"},
         {1, "/file", "train --steps 1 --out $S/file"}};
     write_bytes(scratch_path("file"), "", 0);
