@@ -19,9 +19,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 igpt=$PWD/igpt csv=$PWD/data/findings.csv
-work=$(realpath -m "${1:?usage: data/findings.sh WORK [PART ...]}") && shift
+[ $# -gt 0 ] || { echo "usage: data/findings.sh WORK [PART ...]" >&2 && exit 2; }
+work=$(realpath -m "$1") && shift
 parts=${*:-middle tuning bert loss resolution}
 mkdir -p "$work"
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # others may use this machine, too
 make -s igpt
 
 if [ -z "${QUICK:-}" ]; then
