@@ -243,8 +243,8 @@ typedef void (*Watch)(const char *work, Size done, Size n);
 IGPT_API Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
                             Size iterations, Watch watch);
 
-/* The nearest colour of each of n pixels, by squared distance; ties go to the lower index; -1 is
-   out of memory. And the byte colours (n, 3) of tokens. */
+/* The nearest colour of each of n pixels, by squared distance; of equals the lower index; -1 without
+   memory. And the byte colours (n, 3) of tokens. */
 IGPT_API int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const real *palette,
                            Size K);
 IGPT_API void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *palette);
@@ -299,8 +299,8 @@ IGPT_API Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double
 /* Multinomial logistic regression: minimise the mean over x (n, width) of -log p(label) plus
    l2 / 2 |W|^2, where softmax(W x + b) gives p, like scikit-learn's LogisticRegression of C = 1 /
    (l2 n), for two classes 2 / (l2 n). w holds W (C, width), then b (C), which is not penalised; it
-   is the start, too. Returns lbfgs'es steps. Accuracy: of a row the largest logit counts; right (n),
-   if not NULL, gets 1 where that is the label's, else 0. */
+   is the start, too. Returns lbfgs'es steps. Accuracy: how often the largest logit is the label's;
+   right (n), where it is not NULL, becomes 1 there and else 0. */
 IGPT_API Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2,
                            double tolerance);
 IGPT_API double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C,
@@ -318,8 +318,7 @@ typedef struct {
 
 /* A linear probe on features x, a picture to a row (its numbers side by side), of C classes.
    They are standardised on the training part; L2 is one of 10, 1, ..., 1e-5; fits end at a
-   gradient of 1e-4. right (test pictures), if not NULL, is filled as by logistic_accuracy. Fails
-   without memory or where a part is empty. */
+   gradient of 1e-4; right (test pictures) as above. Fails without memory or with an empty part. */
 IGPT_API int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS],
                        Size C, uint8_t *right);
 
@@ -402,8 +401,7 @@ IGPT_API const char *json_value(const char *key);
 IGPT_API int json_text(const char *value, char *out, Size room);
 IGPT_API double json_number(const char *value);
 
-/* The element types of safetensors: the first three are written, the first five read, OTHER and
-   above neither. */
+/* Types of safetensors' elements. Written: the first three; read: the first five. */
 enum { F64, F32, F16, BF16, I64, OTHER };
 enum { MAX_DIMS = 8 };
 
@@ -467,14 +465,13 @@ IGPT_API int sheet_write(const char *path, const uint8_t *rgb, Size n, Size px, 
    24-bit colour: a character shows one pixel above the other. */
 IGPT_API void terminal_rows(FILE *f, const uint8_t *rgb, Size n, Size px, Size row);
 
-typedef struct {
+typedef struct {               // a line of a chart, which is written as SVG
     const char *name, *colour; // at its end; an SVG colour
     Size n, step;              // points, and from one to the next in x and y
     const double *x, *y;       // NaN in y leaves the point out
     int dots;                  // radius of a dot on each point; 0: none
 } Series;
 
-/* A line chart as SVG. */
 IGPT_API int chart_write(const char *path, const char *title, const char *x_name,
                          const char *y_name, const Series *series, Size n);
 
