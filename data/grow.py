@@ -42,7 +42,7 @@ def main(sheet, n_px, path):
     palette = frames[-1].quantize(256)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [4 * ROW] + [ROW] * (len(frames) - 3) + [6 * ROW, LAST]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=False)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
 
 
 main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
