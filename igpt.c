@@ -124,8 +124,6 @@ static void *aligned_memory(size_t bytes) { return malloc(bytes); }
 static FILE *file_stream(const char *path, const char *mode) {
     return _wfopen(wide(path).text, wide(mode).text);
 }
-static Size file_size(FILE *f) { return _filelengthi64(_fileno(f)); }
-static int file_seek(FILE *f, Size to) { return _fseeki64(f, to, SEEK_SET); }
 static int file_to_disk(FILE *f) { return _commit(_fileno(f)); }
 static int file_replace(const char *from, const char *to) {
     DWORD flags = MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH;
@@ -225,11 +223,6 @@ static FILE *file_stream(const char *path, const char *mode) { // 'w': to a new 
     errno = reason;
     return NULL;
 }
-static Size file_size(FILE *f) {
-    struct stat s;
-    return fstat(fileno(f), &s) == 0 ? s.st_size : -1;
-}
-static int file_seek(FILE *f, Size to) { return fseeko(f, to, SEEK_SET); }
 static int file_to_disk(FILE *f) { return fsync(fileno(f)); }
 static int file_replace(const char *from, const char *to) {
     char folder[PATH_SIZE];
@@ -2241,45 +2234,35 @@ static const char *file_in(const char *dir, const char *name) { // valid until t
     return path_join(path, dir, name) ? "" : path;
 }
 
-static FILE *file_open(const char *path) {
-    int kind = path_kind(path);
-    if (kind == FOLDER || kind == DEVICE) {
-        fail("cannot read %s: it is %s", path, kind == FOLDER ? "a folder" : "no regular file");
-        return NULL;
-    }
-    FILE *f = file_stream(path, "rb");
-    if (!f) fail("cannot open %s: %s", path, strerror(errno));
+static const char *hidden(const char *path) { // where it is written; valid until the next call
+    static _Thread_local char name[PATH_SIZE + 8];
+    snprintf(name, sizeof name, "%.*s.part", PATH_SIZE, path);
+    return name;
+}
+
+static FILE *file_open(const char *path, const char *mode) { // "rb", or "wb" for a new version
+    int kind = path_kind(path), writes = *mode == 'w';
+    const char *name = writes ? hidden(path) : path, *verb = writes ? "write" : "open";
+    FILE *f = kind == FOLDER || kind == DEVICE ? NULL : file_stream(name, mode);
+    if (kind == FOLDER || kind == DEVICE)
+        fail("cannot %s %s: it is %s", verb, path, kind == FOLDER ? "a folder" : "no regular file");
+    else if (!f) fail("cannot %s %s: %s", verb, name, strerror(errno));
     return f;
 }
 
-typedef char Hidden[PATH_SIZE + 8];
-
-static void hidden_name(Hidden hidden, const char *path) {
-    snprintf(hidden, sizeof(Hidden), "%.*s.part", PATH_SIZE, path);
-}
-
-static FILE *file_create(const char *path) {
-    Hidden hidden;
-    int kind = path_kind(path);
-    hidden_name(hidden, path);
-    if (kind == FOLDER || kind == DEVICE) {
-        fail("cannot write %s: it is %s", path, kind == FOLDER ? "a folder" : "no regular file");
-        return NULL;
-    }
-    FILE *f = file_stream(hidden, "wb");
-    if (!f) fail("cannot write %s: %s", hidden, strerror(errno));
-    return f;
+static Size file_size(FILE *f) { // which is then read from its start; -1: fail
+    Size size = fseeko(f, 0, SEEK_END) ? -1 : ftello(f);
+    rewind(f);
+    return size;
 }
 
 /* `bad`: the file is not what it should be, and the caller has said why. */
 static int file_finish(FILE *f, const char *path, int bad) {
-    Hidden hidden;
-    hidden_name(hidden, path);
     int broken = ferror(f) || fflush(f) || file_to_disk(f);
     if (fclose(f)) broken = 1;
-    if (!bad && (broken || file_replace(hidden, path)))
+    if (!bad && (broken || file_replace(hidden(path), path)))
         bad = fail("cannot write %s: %s", path, strerror(errno));
-    if (bad) file_remove(hidden);
+    if (bad) file_remove(hidden(path));
     return bad ? -1 : 0;
 }
 
@@ -2294,7 +2277,7 @@ static void *bytes_read(FILE *f, Size n, Size most, const char *name) {
 }
 
 static void *file_read(const char *path, Size most, Size *n) {
-    FILE *f = file_open(path);
+    FILE *f = file_open(path, "rb");
     if (!f) return NULL;
     *n = file_size(f);
     void *bytes = bytes_read(f, *n, most, path);
@@ -3054,7 +3037,7 @@ static int entries_read(Safetensors *s) {
 
 int safetensors_open(Safetensors *s, const char *path) {
     uint8_t head[9] = {0}; // the header's length and first character
-    *s = (Safetensors){.file = file_open(path)};
+    *s = (Safetensors){.file = file_open(path, "rb")};
     if (!s->file) return -1;
     snprintf(s->path, sizeof s->path, "%.*s", (int)sizeof s->path - 1, path);
     s->size = file_size(s->file);
@@ -3132,7 +3115,7 @@ int safetensors_read(const Safetensors *s, const Stored *t, real *out, double *w
     if (t->dtype >= OTHER)
         return fail("%s: tensor %s: dtype %s, expected F64, F32, F16, BF16 or I64", s->path,
                     t->name, dtypes[t->dtype].name);
-    int bad = file_seek(s->file, t->begin);
+    int bad = fseeko(s->file, t->begin, SEEK_SET);
     for (Size i = 0; i < t->count && !bad; i++) {
         uint64_t bits = 0;
         for (int b = 0; b < dtypes[t->dtype].bytes; b++)
@@ -3168,7 +3151,7 @@ static void header_write(FILE *f, const Stored *tensors, Size n, const char *con
     fputc('}', f);
     while (!ferror(f) && ftello(f) % 8 > 0) fputc(' ', f);
     put_int(length, (uint64_t)ftello(f) - 8, 8, LITTLE);
-    file_seek(f, 0);
+    rewind(f);
     fwrite(length, 1, 8, f);
     fseeko(f, 0, SEEK_END);
 }
@@ -3176,7 +3159,7 @@ static void header_write(FILE *f, const Stored *tensors, Size n, const char *con
 int safetensors_write(const char *path, const Stored *tensors, Size n,
                       const char *const *metadata) {
     int bad = 0;
-    FILE *f = file_create(path);
+    FILE *f = file_open(path, "wb");
     if (!f) return -1;
     header_write(f, tensors, n, metadata);
     for (const Stored *t = tensors; t < tensors + n && !bad; t++) {
@@ -3296,7 +3279,7 @@ static void config_fields(char fields[1024], const Config *c) {
 static int config_save(const Model *m, const char *path) {
     const Size C = m->config.n_class;
     char fields[1024];
-    FILE *f = file_create(path);
+    FILE *f = file_open(path, "wb");
     if (!f) return -1;
     fprintf(f, "{\n  \"architectures\": [\"ImageGPTFor%s\"],\n",
             C ? "ImageClassification" : "CausalImageModeling");
@@ -3340,7 +3323,7 @@ static int config_load(Config *c, const char *json, const char *path) {
 }
 
 int palette_save(const char *path, const real *palette, Size K, Size n_px) {
-    FILE *f = file_create(path);
+    FILE *f = file_open(path, "wb");
     if (!f) return -1;
     fprintf(f,
             "{\n  \"image_processor_type\": \"ImageGPTImageProcessor\",\n"
@@ -3519,7 +3502,7 @@ int png_write(const char *path, const uint8_t *rgb, Size width, Size height) {
     int n_colours = index ? count_colours(colours, index, rgb, width * height) : 0;
     Size row = n_colours > 256 ? 3 * width : width, size = height * (row + 1);
     uint8_t *z = zalloc(2 + size + 5 * ceil_div(size, STORED_MOST) + 4, 1);
-    FILE *f = index && z ? file_create(path) : NULL;
+    FILE *f = index && z ? file_open(path, "wb") : NULL;
     if (f) {
         put_int(head, (uint64_t)width, 4, BIG);
         put_int(head + 4, (uint64_t)height, 4, BIG);
@@ -3656,7 +3639,7 @@ static void chart_names(FILE *f, const Series *series, Size n, const Axis *ax, c
 int chart_write(const char *path, const char *title, const char *x_name, const char *y_name,
                 const Series *series, Size n) {
     Axis ax = axis_of(series, n, 0, LEFT, RIGHT), ay = axis_of(series, n, 1, BOTTOM, TOP);
-    FILE *f = file_create(path);
+    FILE *f = file_open(path, "wb");
     if (!f) return -1;
     fprintf(f,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"420\" "
@@ -4077,12 +4060,10 @@ static void help_command(const Command *command) {
 
 /* What would fail after the work is to fail before it: can this file be written? */
 static void need_output(const char *path) {
-    Hidden hidden;
-    FILE *f = file_create(path);
+    FILE *f = file_open(path, "wb");
     need(f != NULL);
-    hidden_name(hidden, path);
     int bad = fclose(f), reason = errno;
-    file_remove(hidden);
+    file_remove(hidden(path));
     if (bad) stop("cannot write %s: %s", path, strerror(reason));
 }
 
@@ -4438,7 +4419,7 @@ static void state_load(Run *r, const Safetensors *file) {
 
 /* log.csv: the columns that the command fills; fields without a value stay empty. */
 static void log_write(const Run *r, const char *path) {
-    FILE *f = file_create(path);
+    FILE *f = file_open(path, "wb");
     need(f != NULL);
     fprintf(f, "step,seconds,lr,train_nats,%s_nats%s\n", r->fine ? "validation" : "test",
             r->fine ? ",train_class_nats,validation_class_nats,validation_accuracy" : "");
@@ -5130,7 +5111,7 @@ static void probe_table(FILE *f, const ProbeRun *p, const char *start, const cha
 }
 
 static void probe_csv(const ProbeRun *p, const char *path) {
-    FILE *f = file_create(path);
+    FILE *f = file_open(path, "wb");
     need(f != NULL);
     fprintf(f, "features,l2,train,train_sd,validation,validation_sd,test,test_sd\n");
     probe_table(f, p, "%s,%.4g", ",%.3f,%.3f");
