@@ -2869,7 +2869,10 @@ const char *json_next(const char *item) {
     return json_take(&item, ',') ? item : NULL;
 }
 
-static int utf8(char bytes[4], uint32_t code) { // a character's; returns how many
+/* Step over a character of a checked string; its UTF-8, and how many bytes that has. */
+static int json_utf8(const char **p, char bytes[4]) {
+    uint32_t code;
+    *p += json_character(*p, &code);
     int n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
     for (int i = n - 1; i > 0; i--, code >>= 6) bytes[i] = (char)(0x80 | (code & 0x3f));
     bytes[0] = (char)(n == 1 ? code : (0xf00u >> n & 0xff) | code);
@@ -2878,11 +2881,9 @@ static int utf8(char bytes[4], uint32_t code) { // a character's; returns how ma
 
 int json_text(const char *value, char *out, Size room) {
     char *end = out + room, bytes[4];
-    uint32_t code;
     if (!value || *value != '"' || room < 1) return -1;
     for (value++; *value != '"';) {
-        value += json_character(value, &code);
-        int n = utf8(bytes, code);
+        int n = json_utf8(&value, bytes);
         if (end - out <= n) return *out = 0, -1;
         memcpy(out, bytes, n);
         out += n;
@@ -2900,10 +2901,8 @@ double json_number(const char *value) {
 /* Is a string, with its quotes and escapes, this text? */
 static int json_is(const char *string, const char *text) {
     char bytes[4];
-    uint32_t code;
     for (string++; *string != '"';) {
-        string += json_character(string, &code);
-        int n = utf8(bytes, code);
+        int n = json_utf8(&string, bytes);
         if (strncmp(text, bytes, n)) return 0;
         text += n;
     }
