@@ -63,14 +63,12 @@
 #ifdef __TINYC__
 #    define _Thread_local
 #endif
-#if defined __clang__ || defined __TINYC__ || !defined __GNUC__
-#    ifdef __VERSION__
-#        define COMPILER __VERSION__
-#    else
-#        define COMPILER "a compiler that does not tell its name"
-#    endif
-#else
+#if defined __GNUC__ && !defined __clang__ && !defined __TINYC__
 #    define COMPILER "gcc " __VERSION__
+#elif defined __VERSION__
+#    define COMPILER __VERSION__
+#else
+#    define COMPILER "a compiler that does not tell its name"
 #endif
 
 #ifdef _OPENMP
