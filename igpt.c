@@ -2869,7 +2869,7 @@ const char *json_next(const char *item) {
 
 /* Step over a character of a checked string; its UTF-8, and how many bytes that has. */
 static int json_utf8(const char **p, char bytes[4]) {
-    uint32_t code;
+    uint32_t code = 0;
     *p += json_character(*p, &code);
     int n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
     for (int i = n - 1; i > 0; i--, code >>= 6) bytes[i] = (char)(0x80 | (code & 0x3f));
