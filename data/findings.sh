@@ -17,14 +17,14 @@
 # SCALE=0.1 takes a tenth of all steps. QUICK=1 tries the whole script on data/emoji in minutes, with tiny
 # models; its figures go to WORK/findings.csv and mean nothing.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-igpt=$PWD/igpt csv=$PWD/data/findings.csv
+tree=$(cd "$(dirname "$0")/.." && pwd)
+igpt=$tree/igpt csv=$tree/data/findings.csv
 [ $# -gt 0 ] || { echo "usage: data/findings.sh WORK [PART ...]" >&2 && exit 2; }
 work=$(realpath -m "$1") && shift
 parts=${*:-middle tuning bert loss resolution}
 mkdir -p "$work"
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # others may use this machine, too
-make -s igpt
+make -s -C "$tree" igpt
 
 if [ -z "${QUICK:-}" ]; then
     cifar=${CIFAR:-cifar} fashion=${FASHION:-fashion} n_test=10000
@@ -33,7 +33,7 @@ if [ -z "${QUICK:-}" ]; then
     steps=8000 tune_steps=5600 few_steps=1200 # of 32 pictures: five times CIFAR-10; four times; few labels
     labels="10 50 250" seeds="1 2 3"
 else
-    cifar=data/emoji fashion=data/emoji n_test=393 csv=$work/findings.csv
+    cifar=$tree/data/emoji fashion=$tree/data/emoji n_test=393 csv=$work/findings.csv
     px=8 fashion_px=7 other_px="4 6"
     colours=16 greys=8 layers=3 fashion_layers=2 width=32 other_sizes="1,16 2,32"
     steps=80 tune_steps=40 few_steps=20
