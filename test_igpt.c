@@ -2476,7 +2476,7 @@ static void test_command_line(void) {
         {1, "no/such.json", "palette --palette no/such.json --out $S/unused"},
         {1, "no/such.ppm", "complete --model data/emoji-ar --image no/such.ppm --out $S/unused"},
         {1, "--rows 200", "complete --model data/emoji-ar --rows 200"},
-        {1, "only 5 layers", "probe --model data/emoji-ar --concat 6"},
+        {1, "only 7 layers", "probe --model data/emoji-ar --concat 8"},
         {1, "not 5000", "probe --model data/emoji-ar --labels-per-class 5000"},
         {1, "/file", "train --steps 1 --out $S/file"}};
     write_bytes(scratch_path("file"), "", 0);
@@ -2578,16 +2578,16 @@ static void test_complete(void) {
     static const char complete[] = "complete --model data/emoji-ar --out $S/completed";
     const char *path = scratch_path("completed/completions.png");
     IGPT(0, "completed", "%s", complete);
-    png_read(path, 704, 804, 3); // cells of 100, a picture of 16 pixels in each, six times larger
+    png_read(path, 704, 804, 3); // cells of 100, a picture of 24 pixels in each, four times larger
     write_bytes(scratch_path("a.ppm"), "P6 1 1 255\nabc", 14);
     IGPT(0, "\xe2\x96\x80", "%s --show 1 --n 9 --image $S/a.ppm", complete);
-    int shown = 4 * 16 * 8; // in 80 columns: what is given, two completions, the original
+    int shown = 3 * 24 * 12; // in 80 columns: what is given, a completion, the original
     CHECK(count_words(igpt_output, "\xe2\x96\x80") == shown, "%.200s", igpt_output);
     IGPT(0, "", "%s --image $S/a.ppm $S/a.ppm $S/a.ppm --n 2 --rows 0", complete);
     const uint8_t *rgb = png_read(path, 404, 304, 3);
     for (int i = 0; i < 96 * 3 && rgb; i++) // nothing is given: all is grey
         CHECK(rgb[(4 * 404 + 4) * 3 + i] == 128, "byte %d is not grey", i);
-    IGPT(0, "", "%s --n 1 --rows 16", complete);
+    IGPT(0, "", "%s --n 1 --rows 24", complete);
     rgb = png_read(path, 304, 804, 3);
     for (int y = 0; y < 804 && rgb; y++, rgb += 3 * 304) // all is given: all are the original
         CHECK(!memcmp(rgb, rgb + 300, 300) && !memcmp(rgb, rgb + 600, 300), "row %d differs", y);
