@@ -5,7 +5,7 @@
     python3 data/compare_processor.py [MODEL] [SIDE ...]
 
 On the test pictures of data/emoji, 32 x 32: for each side (16 8 24 20 14), processor and resample (2 bilinear, 4 box), the
-share of tokens equal to igpt's; at the model's own side (data/emoji-ar: 16) also the loss, in nats a pixel, of those tokens
+share of tokens equal to igpt's; at the model's own side (data/emoji-ar: 24) also the loss, in nats a pixel, of those tokens
 under its weights in transformers. igpt's tokens come out of igpt.c itself, compiled as a shared library with cc.
 SPDX-License-Identifier: MIT
 """
