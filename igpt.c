@@ -3148,7 +3148,7 @@ static void header_write(FILE *f, const Stored *tensors, Size n, const char *con
     fputc('}', f);
     while (!ferror(f) && ftello(f) % 8 > 0) fputc(' ', f);
     put_int(length, (uint64_t)ftello(f) - 8, 8, LITTLE);
-    rewind(f);
+    fseeko(f, 0, SEEK_SET); // rewind() would forget an error
     fwrite(length, 1, 8, f);
     fseeko(f, 0, SEEK_END);
 }
