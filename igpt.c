@@ -122,6 +122,7 @@ static void *aligned_memory(size_t bytes) { return malloc(bytes); }
 static FILE *file_stream(const char *path, const char *mode) {
     return _wfopen(wide(path).text, wide(mode).text);
 }
+static Size file_size(FILE *f) { return _filelengthi64(_fileno(f)); }
 static int file_to_disk(FILE *f) { return _commit(_fileno(f)); }
 static int file_replace(const char *from, const char *to) {
     DWORD flags = MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH;
@@ -220,6 +221,10 @@ static FILE *file_stream(const char *path, const char *mode) { // 'w': to a new 
     if (*mode == 'w') remove(path);
     errno = reason;
     return NULL;
+}
+static Size file_size(FILE *f) {
+    struct stat s;
+    return fstat(fileno(f), &s) == 0 ? s.st_size : -1;
 }
 static int file_to_disk(FILE *f) { return fsync(fileno(f)); }
 static int file_replace(const char *from, const char *to) {
@@ -2246,12 +2251,6 @@ static FILE *file_open(const char *path, const char *mode) { // "rb", or "wb" fo
         fail("cannot %s %s: it is %s", verb, path, kind == FOLDER ? "a folder" : "no regular file");
     else if (!f) fail("cannot %s %s: %s", verb, name, strerror(errno));
     return f;
-}
-
-static Size file_size(FILE *f) { // which is then read from its start; -1: fail
-    Size size = fseeko(f, 0, SEEK_END) ? -1 : ftello(f);
-    rewind(f);
-    return size;
 }
 
 /* `bad`: the file is not what it should be, and the caller has said why. */

@@ -104,7 +104,7 @@ signals() { # up to three in a run
 
 size_limit() { # with its signal ignored a write fails; else the signal ends igpt
     begin_or_half
-    below 420 && kib=$picked
+    below 420 && kib=$((picked + 1)) # with none, the sentence could not be written either
     pick EFBIG XFSZ && done_so="$kind$half, files of at most $kib KiB, $picked"
     (
         [ $picked = XFSZ ] || trap '' XFSZ
