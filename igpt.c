@@ -5223,9 +5223,9 @@ static const Command *command_find(const char *name) {
 
 static int is_help(const char *word) { return !strcmp(word, "--help") || !strcmp(word, "-h"); }
 
-/* How this program was built. */
+/* How this program was built. The compiler's name may be long and has a line of its own. */
 static void print_version(void) {
-    printf("igpt %s: %s, %s, ", IGPT_VERSION, COMPILER, sizeof(real) == 8 ? "double" : "float");
+    printf("igpt %s: %s, ", IGPT_VERSION, sizeof(real) == 8 ? "double" : "float");
 #    ifdef IGPT_PLAIN
     printf("plain routines, ");
 #    else
@@ -5236,6 +5236,7 @@ static void print_version(void) {
 #    else
     printf("without OpenMP: one thread\n");
 #    endif
+    printf("%s\n", COMPILER);
 }
 
 int main(int argc, char **argv) {

@@ -2437,7 +2437,7 @@ static void test_command_line(void) {
         {0, "parameters_millions 0.84\n", "info"},
         {0, "parameters_millions 1362\n", "info --preset igpt-l"},
         {0, "n_embd 128\n", "info --model data/emoji-ar"},
-        {0, ", float, ", "--version"},
+        {0, "igpt 2.0: float, ", "--version"},
         {2, "train", "trian"},
         {2, "igpt --help", "something-else"},
         {2, "--steps", "train --step 5"},
