@@ -16,7 +16,8 @@ COLOURS = ["#c0392b", "#7aa6d6", "#2e8b57", "#8a6d9e"]
 
 
 def text(x, y, anchor, words, more=""):
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{words}</text>'
+    rim = 'stroke="#fff" stroke-width="4" paint-order="stroke"'  # of white, where it crosses a line
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {rim} {more}>{words}</text>'
 
 
 def chart(path, title, x_name, series, place, ticks):
@@ -25,7 +26,7 @@ def chart(path, title, x_name, series, place, ticks):
     points = [p for line in series.values() for p in line]
     low = 5 * math.floor(20 * min(p[1] - p[2] for p in points))  # in percent
     high = 5 * math.ceil(20 * max(p[1] + p[2] for p in points))
-    step = 5 if high - low > 15 else 1
+    step = 5 if high - low > 10 else 1
 
     def at_x(x):
         return LEFT + (RIGHT - LEFT) * (0.03 + 0.94 * place(x))
@@ -43,16 +44,22 @@ def chart(path, title, x_name, series, place, ticks):
         out.append(f'<path d="M{at_x(x):.1f} {BOTTOM}v5" stroke="#888"/>')
         out.append(text(at_x(x), BOTTOM + 20, "middle", name))
     out.append(text(RIGHT, BOTTOM + 42, "end", x_name))
+    ends = []
     for k, (name, line) in enumerate(series.items()):
-        colour, legend = COLOURS[k % len(COLOURS)], TOP + 14 + 20 * k
+        colour = COLOURS[k % len(COLOURS)]
         corners = " ".join(f"{at_x(x):.1f},{at_y(100 * y):.1f}" for x, y, _ in line)
         out.append(f'<polyline points="{corners}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         for x, y, error in line:
             top, bottom = at_y(100 * (y + error)), at_y(100 * (y - error))
             out.append(f'<path d="M{at_x(x):.1f} {top:.1f}V{bottom:.1f}" stroke="{colour}"/>')
             out.append(f'<circle cx="{at_x(x):.1f}" cy="{at_y(100 * y):.1f}" r="3" fill="{colour}"/>')
-        out.append(f'<path d="M{RIGHT + 16} {legend}h24" stroke="{colour}" stroke-width="3"/>')
-        out.append(text(RIGHT + 48, legend + 4, "start", name))
+        x, y, _ = max(line, key=lambda point: at_x(point[0]))
+        ends.append((at_y(100 * y), at_x(x), name, colour))
+    below = 0  # names stand at the lines' ends, far enough apart to be read
+    for y, x, name, colour in sorted(ends):
+        below = max(below, y + 4)
+        out.append(text(x + 12, below, "start", name, f'fill="{colour}"'))
+        below += 17
     with open(path, "w") as file:
         file.write("\n".join(out) + "\n</svg>\n")
     print(path)
