@@ -2561,7 +2561,8 @@ static void test_train_eval_sample(void) {
     CHECK(!strstr(igpt_output, "\033["), "escape sequences where no terminal is: %s", igpt_output);
 }
 
-/* A long command line is kept, and a state without a row in its log is tested first. */
+/* A long command line is kept, and a state without a row in its log is tested first. A progress.png
+   that is full keeps every other line: of 25 tests 15, the last one the newest. */
 static void test_resume_extremes(void) {
 #    define TINY "train --n-layer 1 --n-embd 8 --n-head 1 --n-px 4 --n-vocab 6 --batch 2 --quiet "
     char repeated[60 * 7 + 1] = "";
@@ -2572,6 +2573,11 @@ static void test_resume_extremes(void) {
          TINY "--steps 4000 --save-every 1 --out $S/young & until "
               "[ -e $S/young/train_state.safetensors ]; do kill -0 $! || exit; done; kill -9 $!");
     IGPT(0, "unigram_nats", "train --resume --steps 1 --out $S/young");
+    IGPT(0, "", TINY "--steps 25 --eval-every 1 --out $S/full");
+    const uint8_t *lines = png_read(scratch_path("full/progress.png"), 804, 1504, 3);
+    const uint8_t *samples = png_read(scratch_path("full/samples.png"), 804, 504, 3);
+    if (lines && samples)
+        CHECK(!memcmp(lines + 1400 * 804 * 3, samples, 100 * 804 * 3), "another last line");
 }
 
 static void test_complete(void) {
