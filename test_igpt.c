@@ -1819,6 +1819,7 @@ static void test_safetensors_refused(void) {
         {"{'b':{'dtype':'I8','shape':[4],'data_offsets':[0,4]}," A "}", 4, "two tensors"},
         {"{'b':{'dtype':'I8','shape':[0],'data_offsets':[2,2]}," A "}", 4, "two tensors"},
         {"{'b':{'dtype':'I8','shape':[4],'data_offsets':[6,10]}," A "}", 10, "no tensor"},
+        {"{" A ",'a':{'dtype':'F32','shape':[0],'data_offsets':[4,4]}}", 4, "a stands there twice"},
     }, files[] = { // whole files, without a header
         {"\0\0\0\0\0\0\0", 7, "no safetensors file"},
         {"\0\0\0\0\0\0\0\0\0\0\0\0", 12, "in braces"},
