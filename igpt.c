@@ -129,6 +129,7 @@ static int file_replace(const char *from, const char *to) {
     return MoveFileExW(wide(from).text, wide(to).text, flags) ? 0 : (errno = EACCES, -1);
 }
 static void file_remove(const char *path) { _wremove(wide(path).text); }
+static int process_number(void) { return (int)GetCurrentProcessId(); }
 static int folder_create(const char *path) { return _wmkdir(wide(path).text); }
 static int path_kind(const char *path) {
     DWORD is = GetFileAttributesW(wide(path).text);
@@ -238,6 +239,11 @@ static int file_replace(const char *from, const char *to) {
     return bad ? -1 : 0;
 }
 static void file_remove(const char *path) { remove(path); }
+#    ifdef __wasi__
+static int process_number(void) { return 0; } // there are no others
+#    else
+static int process_number(void) { return (int)getpid(); }
+#    endif
 static int folder_create(const char *path) { return mkdir(path, 0777); }
 static int path_kind(const char *path) {
     struct stat s;
@@ -283,18 +289,26 @@ static int terminal_columns(void) {
     return ioctl(2, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
 }
 static volatile sig_atomic_t interrupted; // the signal that came
-static void on_interrupt(int number) {    // the second one ends at once
+static void on_interrupt(int number) {
+    ssize_t written = interrupted ? 0 : write(2, STOPPING, sizeof STOPPING - 1);
     interrupted = number;
-    if (write(2, STOPPING, sizeof STOPPING - 1) < 0) return;
+    (void)written; // whoever should read it may be gone
 }
+/* The second Ctrl-C ends at once; shells and timeout send the other signals twice. What whoever
+   started igpt has it ignore (nohup) stays so. */
 static void catch_interrupt(void) {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGHUP, &action, NULL);
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND}, old;
+    for (int i = 0; i < 3; i++, action.sa_flags = 0)
+        if (!sigaction(numbers[i], NULL, &old) && old.sa_handler != SIG_IGN)
+            sigaction(numbers[i], &action, NULL);
 }
 static char **process_start(int *argc, char **argv) {
+    int f = 0;
     signal(SIGXFSZ, SIG_IGN); // a file that must not grow further fails like a full disk
+    signal(SIGPIPE, SIG_IGN); // whoever reads progress may go, and a run goes on
+    while (f >= 0 && f <= 2) f = open("/dev/null", O_RDWR); // closed ones, which files would take
+    if (f > 2) close(f);
     return (void)argc, argv;
 }
 static double memory_limit(void) { // physical memory, or less by ulimit -v
@@ -326,8 +340,9 @@ PRINTF_LIKE static int fail(const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    for (char *c = text; *c; c++) // names out of files must not reach the terminal as commands
-        if ((uint8_t)*c < ' ' || *c == 127) *c = '?';
+    for (uint8_t *c = (uint8_t *)text; *c; c++) // names in files are no commands to a terminal
+        if (*c < ' ' || *c == 127) *c = '?';
+        else if (*c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) c[0] = c[1] = '?'; // U+0080 .. U+009F
     memcpy(last_error, text, sizeof text);
     return -1;
 }
@@ -2237,9 +2252,15 @@ static const char *file_in(const char *dir, const char *name) { // valid until t
     return path_join(path, dir, name) ? "" : path;
 }
 
-static const char *hidden(const char *path) { // where it is written; valid until the next call
-    static _Thread_local char name[PATH_SIZE + 8];
-    snprintf(name, sizeof name, "%.*s.part", PATH_SIZE, path);
+/* Where a file is written; valid until the next call. Another process may be writing the same one:
+   only in a folder that is locked for a run is the name free, and then what a kill has left there
+   is taken again. */
+static int folder_is_locked;
+static const char *hidden(const char *path) {
+    static _Thread_local char name[PATH_SIZE + 32];
+    char number[16] = "";
+    if (!folder_is_locked) snprintf(number, sizeof number, ".%d", process_number());
+    snprintf(name, sizeof name, "%.*s%s.part", PATH_SIZE, path, number);
     return name;
 }
 
@@ -3574,7 +3595,8 @@ static Axis axis_of(const Series *series, Size n, int vertical, double from, dou
             whole &= v == floor(v);
         }
     if (!isfinite(a.low)) a.low = 0, a.high = 1;
-    if (a.low == a.high) a.low -= 1, a.high += 1;
+    double size = fmax(fabs(a.low), fabs(a.high)), margin = fmax(1, size / 100);
+    if (a.high - a.low <= size * 1e-9) a.low -= margin, a.high += margin; // it is but one value
     double step = pow(10, floor(log10((a.high - a.low) / 5))), steps = (a.high - a.low) / step;
     a.step = fmax(steps > 25 ? 5 * step : steps > 10 ? 2 * step : step, whole);
     double lowest = a.low;
@@ -3596,9 +3618,10 @@ static void svg_text(FILE *f, double x, double y, const char *anchor, const char
 }
 
 static void chart_axis(FILE *f, const Axis *a, int vertical) {
-    for (double v = a->low; v < a->high + a->step / 2; v += a->step) {
+    int n = (int)fmin((a->high - a->low) / a->step + 0.5, 50); // of NaN and 50 the 50
+    for (int i = 0; i <= n; i++) {
         char label[32];
-        double p = place(a, v);
+        double v = a->low + i * a->step, p = place(a, v);
         snprintf(label, sizeof label, "%.6g", fabs(v) < a->step / 2 ? 0 : v);
         if (vertical) {
             fprintf(f, "<path d=\"M%d %.1fH%d\" stroke=\"#ddd\"/>\n", LEFT, p, RIGHT);
@@ -4403,10 +4426,11 @@ static void state_load(Run *r, const Safetensors *file) {
     const Row *now = &r->log[r->n_rows];
     int sound = now->step >= 0 && now->step <= INT_MAX / 2 && now->step == floor(now->step) &&
                 isfinite(now->seconds + now->train.gen + now->train.clf) &&
-                r->best.held.accuracy >= -1;
+                r->best.held.accuracy >= -1 && r->best.held.accuracy <= 1;
     for (Size i = 0; i < r->adam.n && sound; i++)
         sound = isfinite(r->adam.params[i]) && isfinite(r->adam.first[i]) &&
-                isfinite(r->adam.second[i]) && r->adam.second[i] >= 0;
+                isfinite(r->adam.second[i]) && r->adam.second[i] >= 0 &&
+                isfinite(r->result.params[i]);
     for (Size i = 0; i < r->n_drawn * r->line && sound; i++)
         sound = r->drawn[i] >= 0 && r->drawn[i] < (real)r->o->n_vocab;
     if (!sound) stop("%s: its numbers are not those of a run", file->path);
@@ -4506,6 +4530,25 @@ static void need_room(Options *o, Config c) {
     model_free(&sizes);
 }
 
+/* Not to lose a run by typing its command again. */
+static void run_refuse(const Options *o) {
+    Safetensors state;
+    char steps[32] = "?";
+    const char *path = file_in(o->out, "train_state.safetensors");
+    if (o->resume || o->overwrite || path_kind(path) == NOTHING) return;
+    if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
+    stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
+         steps);
+}
+
+/* The folder is this process's, from where it is there; only then is what lies in it looked at. */
+static void run_lock(const Options *o) {
+    if (path_kind(o->out) != FOLDER) return;
+    if (!folder_is_locked && folder_lock(o->out)) stop("%s: another run is writing there", o->out);
+    folder_is_locked = 1;
+    run_refuse(o);
+}
+
 /* The model, of a directory or a new one, and the pictures as its tokens. */
 static void run_load(Run *r) {
     Options *o = r->o;
@@ -4522,7 +4565,7 @@ static void run_load(Run *r) {
         o->data, r->data.train.n, r->data.test.n, r->data.n_class, o->n_px, o->n_px);
     need_room(o, from ? m->config : config);
     need(!folder_make(o->out));
-    if (folder_lock(o->out)) stop("%s: another run is writing there", o->out);
+    run_lock(o);
     need_outputs(o->out, "model.safetensors preprocessor_config.json config.json log.csv loss.svg "
                          "train_state.safetensors samples.png progress.png");
     if (!from) {
@@ -4569,10 +4612,11 @@ static void run_open(Run *r) {
 static void need_finite(const Run *r, double value) {
     const Row *now = &r->log[r->n_rows];
     if (isfinite(value)) return;
-    stop(
-        "step %.0f, learning rate %g: the run is no longer finite (%g). The last save stays; go on "
-        "from it with --resume and a lower --lr, or start anew",
-        now->step, now->lr, value);
+    stop("step %.0f, learning rate %g: the run is no longer finite (%g). %s", now->step, now->lr,
+         value,
+         r->saved || r->o->resume ? "The last save stays; go on from it with --resume and a lower "
+                                    "--lr, or start anew"
+                                  : "Nothing has been saved; start anew with a lower --lr");
 }
 
 /* progress.png: the first pictures of every test, a line each, so that one sees the run learn: their
@@ -4652,7 +4696,10 @@ static void run_save(Run *r) {
     Stored list[N_STATE];
     Row *now = &r->log[r->n_rows];
     snprintf(step, sizeof step, "%.0f", now->step);
-    for (Size i = 0; i < r->adam.n; i++) need_finite(r, (double)r->adam.params[i]);
+    for (Size i = 0; i < r->adam.n; i++) {
+        need_finite(r, (double)r->adam.params[i]);
+        need_finite(r, (double)r->adam.second[i]);
+    }
     now->seconds = seconds_now() - r->began;
     state_list(r, list);
     if (!r->saved && !r->o->resume) {
@@ -4667,7 +4714,8 @@ static void run_save(Run *r) {
 }
 
 /* A report of the last step is made if it is due and has not been made, as in a run that was
-   interrupted while it was tested. */
+   interrupted while it was tested. A run is saved before its first test, which is where memory or
+   disk may turn out too small, and whose pictures are not to lie beside another run's state. */
 static void run_steps(Run *r) {
     const Options *o = r->o;
     Size log_every = ceil_div(o->steps, LOG_ROWS), from = (Size)r->log[r->n_rows].step;
@@ -4678,9 +4726,11 @@ static void run_steps(Run *r) {
         const Row *row = &r->log[r->n_rows];
         int last = done >= o->steps, testing = last || done % o->eval_every == 0;
         int due = row->step > row[-1].step || (last && !isfinite(row[-1].held.gen));
+        if (due && testing && !r->saved) run_save(r);
         if (due && (testing || done % log_every == 0)) run_report(r, testing);
         int halt = interrupted; // read once: a signal may come between the two uses
-        if ((done > from || due) && (last || halt || done % o->save_every == 0)) run_save(r);
+        int saving = last || done % o->save_every == 0;
+        if (halt || ((done > from || due) && saving)) run_save(r);
         if (halt)
             stop(
                 "stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out \"%s\"",
@@ -4708,6 +4758,9 @@ static void run_print(Run *r) {
         Subset all = all_of(&r->data.test);
         s = evaluate(&r->result, &r->pass, o->micro_batch, &r->data.test, &all, 1, o->masks,
                      o->mask_prob);
+        if (interrupted)
+            stop("all steps are saved, but not tested; igpt finetune --resume --out \"%s\" does it",
+                 o->out);
         printf("train_class_nats %.5f\nbest_step %.0f\nvalidation_accuracy %.4f\n", row->train.clf,
                r->best.step, r->best.held.accuracy);
     }
@@ -4733,17 +4786,6 @@ static const char *run_reopen(Options *o, Safetensors *state) {
     return saved;
 }
 
-/* Not to lose a run by typing its command again. */
-static void run_refuse(const Options *o) {
-    Safetensors state;
-    char steps[32] = "?";
-    const char *path = file_in(o->out, "train_state.safetensors");
-    if (path_kind(path) == NOTHING) return;
-    if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
-    stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
-         steps);
-}
-
 static void command_train(Options *o) { // and finetune
     Safetensors state;
     Run run = {.o = o, .fine = o->command->bit == FINETUNE, .epoch = -1};
@@ -4751,8 +4793,9 @@ static void command_train(Options *o) { // and finetune
     const char *saved = derived;
     if (!!o->palette + !!o->init + o->resume > 1)
         stop("--palette, --init and --resume cannot go together: each of them brings a palette");
+    if (o->resume && o->overwrite) stop("--resume and --overwrite cannot go together");
+    run_lock(o);
     if (o->resume) saved = run_reopen(o, &state);
-    else if (!o->overwrite) run_refuse(o);
     if (!run.fine) o->gen_weight = 1;
     run_load(&run);
     run_open(&run);
@@ -4859,6 +4902,7 @@ static void command_eval(Options *o) {
     need(!images_quantise(&data.test, m.palette, m.config.n_vocab));
     Subset all = all_of(&data.test);
     Scores s = evaluate(&m, &pass, B, &data.test, &all, classes, o->masks, o->mask_prob);
+    if (!isfinite(s.gen)) stop("%s: its loss is not finite: weights are too large", o->model);
     printf("images %lld\n", data.test.n);
     print_scores(&s, &data, &m.config);
 }
@@ -4874,6 +4918,7 @@ static void command_info(Options *o) {
     if (o->model && is_given(o, "preset")) stop("--preset and --model cannot go together");
     if (o->model) {
         const char *path = file_in(o->model, "config.json");
+        need(path_kind(path) != NOTHING || !no_model(o->model, "config.json"));
         char *json = json_read(path, JSON_BYTES);
         Config saved;
         need(json && !config_load(&saved, json, path));
@@ -4929,6 +4974,8 @@ static void palette_sheet(const char *path, const real *palette, Size K, const I
 
 static void command_palette(Options *o) {
     Dataset data;
+    if (path_kind(file_in(o->out, "config.json")) != NOTHING)
+        stop("%s holds a model, whose palette belongs to its weights: take another --out", o->out);
     need(!dataset_read(&data, o->data, o->n_px));
     need_outputs(o->out, "preprocessor_config.json palette.png");
     const Images *test = &data.test;
@@ -5243,29 +5290,21 @@ int main(int argc, char **argv) {
     static Options o;
     argv = process_start(&argc, argv);
     int asks = argc > 1 && (is_help(argv[1]) || !strcmp(argv[1], "help"));
-    if (argc < 2 + asks) {
-        help_all(argc < 2 ? stderr : stdout);
-        return argc < 2 ? 2 : 0;
+    if (argc < 2) return help_all(stderr), 2;
+    if (argc < 2 + asks) help_all(stdout);
+    else if (!strcmp(argv[1], "--version")) print_version();
+    else {
+        const Command *command = command_find(argv[1 + asks]);
+        for (int i = 2; i < argc; i++) asks |= is_help(argv[i]);
+        if (command && asks) help_command(command);
+        else if (command && !options_all(&o, command, argv + 2, argc - 2, "")) {
+            console.quiet = (int)o.quiet;
+            console.terminal = is_terminal();
+            console.show = o.show < 0 ? !o.quiet && takes_colour() : (int)o.show;
+            threads_set((int)o.threads);
+            command->run(&o);
+        } else return fprintf(stderr, "igpt: %s\n", error_text()), 2;
     }
-    if (!strcmp(argv[1], "--version")) {
-        print_version();
-        return 0;
-    }
-    const Command *command = command_find(argv[1 + asks]);
-    for (int i = 2; i < argc; i++) asks |= is_help(argv[i]);
-    if (command && asks) {
-        help_command(command);
-        return 0;
-    }
-    if (!command || options_all(&o, command, argv + 2, argc - 2, "")) {
-        fprintf(stderr, "igpt: %s\n", error_text());
-        return 2;
-    }
-    console.quiet = (int)o.quiet;
-    console.terminal = is_terminal();
-    console.show = o.show < 0 ? !o.quiet && takes_colour() : (int)o.show;
-    threads_set((int)o.threads);
-    command->run(&o);
     if (fflush(stdout) || ferror(stdout)) stop("cannot write to stdout: %s", strerror(errno));
     return 0;
 }

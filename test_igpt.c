@@ -2026,7 +2026,8 @@ static void test_safetensors_half_patterns(void) {
 /* What cannot be written is refused by name, the old file stays, and no other is left behind; what
    shrinks between opening and reading is an error, not garbage. */
 static void test_safetensors_write_refused(void) {
-    const char *path = scratch_path("old.st"), *part = scratch_path("old.st.part");
+    const char *path = scratch_path("old.st"),
+               *part = scratch_path("old.st.%d.part", (int)getpid());
     enum { N = 100000 }; // more than is read with the header
     real *data = filled(N, 1, 1), *x = zeros(N, sizeof *x);
     Stored t = {.name = "x", .dtype = F32, .n_dim = 1, .shape = {N}, .data = data};
@@ -2038,13 +2039,13 @@ static void test_safetensors_write_refused(void) {
 #ifndef ALONE
     REQUIRE(!mkdir(part, 0777));
     CHECK(safetensors_write(path, &t, 1, NULL) == -1, "wrote to a folder");
-    check_holds(error_text(), "cannot write ... old.st.part");
+    check_holds(error_text(), "cannot write ... old.st. ... .part");
     REQUIRE(!rmdir(part) && !symlink(scratch_path("victim"), part)); // which must not be followed
     CHECK(!safetensors_write(path, &t, 1, NULL), "%s", error_text());
     CHECK(access(scratch_path("victim"), F_OK), "followed a link");
-    FILE *other = fopen(part, "wb"); // that of another command, which writes on, to its own file
-    REQUIRE(other && !safetensors_write(path, &t, 1, NULL));
-    fprintf(other, "mixed"), fclose(other);
+    write_bytes(scratch_path("old.st.part"), "a run's", 7); // which has its folder to itself
+    CHECK(!safetensors_write(path, &t, 1, NULL), "%s", error_text());
+    CHECK(!remove(scratch_path("old.st.part")), "took another process's part");
     CHECK(!read_x(path, x, NULL), "%s", error_text());
 #endif
     t.dtype = F16;
@@ -2376,6 +2377,14 @@ static void test_chart(void) {
     CHECK(strstr(svg, "[a & b < c]") && !strstr(svg, "nan"), "names or NaN are wrong");
     CHECK(count_words(svg, "<circle") == 2, "%s", svg);
     REQUIRE(!chart_write(scratch_path("flat.svg"), "", "", "", series + 1, 1));
+    const double close[] = {2, nextafter(2, 3)}, far[] = {-1e300, 1e300}, large[] = {1e300, 1e300};
+    const double *const rows[] = {close, far, large};
+    for (int i = 0; i < 3; i++) { // a tick that is too short to get on by must not go on for ever
+        const Series line = {"extreme", "#000", 2, 1, rows[i], rows[i], 0};
+        REQUIRE(!chart_write(scratch_path("chart.svg"), "", "", "", &line, 1));
+        read_bytes(scratch_path("chart.svg"), &n);
+        CHECK(n < 20000, "%d: %lld bytes", i, n);
+    }
 }
 
 /* ---- the program ---------------------------------------------------------------------------- */
@@ -2479,6 +2488,9 @@ static void test_command_line(void) {
         {1, "--rows 200", "complete --model data/emoji-ar --rows 200"},
         {1, "only 7 layers", "probe --model data/emoji-ar --concat 8"},
         {1, "not 5000", "probe --model data/emoji-ar --labels-per-class 5000"},
+        {1, "cannot go together", "train --resume --overwrite --out $S/unmade"},
+        {1, "cannot write to stdout", "train --help >/dev/full"},
+        {1, "README", "info --model openai/imagegpt-small"},
         {1, "/file", "train --steps 1 --out $S/file"}};
     write_bytes(scratch_path("file"), "", 0);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -2765,13 +2777,50 @@ static void test_nothing_lost(void) {
     IGPT(1, "File too large",
          "--version & wait; ulimit -f 1; exec ${IGPT:-./igpt} sample "
          "--model data/emoji-ar --n 9 --out $S/full");
-    CHECK(access(scratch_path("full/samples.png.part"), F_OK), "a part is left");
+    CHECK(!rmdir(scratch_path("full")), "a part is left");
     REQUIRE(!model_load(&m, scratch_path("kept")));
     for (Size i = 0; i < m.n_params; i++) m.params[i] = (real)3e38; // overflows in the first norm
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
     IGPT(1, "no longer finite", "train --init $S/huge --overwrite --steps 3 --out $S/kept");
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
+    IGPT(1, "not finite", "eval --model $S/huge");
+    IGPT(1, "holds a model", "palette --out $S/kept");
+    IGPT(0, "", "finetune --model $S/kept --out $S/best --steps 2 --batch 2 --quiet");
+    const char *path = scratch_path("best/train_state.safetensors");
+    Safetensors state;
+    Stored s;
+    Size n;
+    REQUIRE(!safetensors_open(&state, path) && safetensors_find(&state, "moments", &s));
+    safetensors_close(&state);
+    uint8_t *bytes = read_bytes(path, &n);
+    memset(bytes + s.end - 4, 0xff, 4); // the last of the best weights is NaN
+    write_bytes(path, bytes, n);
+    IGPT(1, "not those of a run", "finetune --resume --out $S/best");
     model_free(&m);
+}
+
+/* Signals as they come in practice. A pair that a shell or timeout sends ends a run after its step,
+   as one does; one that nohup ignores and a reader that has gone, not at all. What --overwrite has
+   shown pictures of is what is gone on with. */
+static void test_signals(void) {
+    static const char begun[] =
+        "& until [ -e $S/heard/train_state.safetensors ]; do kill -0 $! || exit; done; ";
+    static const char again[] = "train --resume --steps 40 --quiet --threads 1 --out $S/heard";
+#    define HEARD TINY "--threads 1 --overwrite --steps 300000 --eval-every 20 --out $S/heard "
+    IGPT(1, "--resume --out", HEARD "%s kill -TERM $!; kill -TERM $!; kill -HUP $!; wait $!",
+         begun);
+    IGPT(0, "step 40\n", "%s 2>&1 | true; ${IGPT:-./igpt} %s", again, again);
+    remove(scratch_path("heard/train_state.safetensors"));
+    IGPT(1, "--resume --out",
+         "--version & wait; trap '' HUP; ${IGPT:-./igpt} " HEARD
+         "%s kill -HUP $!; sleep 0.2; kill -INT $!; kill -0 $! && kill -TERM $!; wait $!",
+         begun);
+    IGPT(0, "step 3\n", TINY "--threads 1 --overwrite --steps 3 --out $S/heard");
+    remove(scratch_path("heard/samples.png"));
+    IGPT(0, "",
+         HEARD "--save-every 200000 & until [ -e $S/heard/samples.png ]; do kill -0 $! || exit; "
+               "done; kill -9 $!");
+    IGPT(0, "resuming at step 20 of 21", "train --resume --steps 21 --threads 1 --out $S/heard");
 }
 
 /* Run the command twice in ./igpt_fault (data/fault.h), side by side: call number n of a kind
@@ -2786,7 +2835,8 @@ static int fault_came(const char *command, const char *kind, long n) {
     for (int k = 0; k < 2; k++) {
         snprintf(line, sizeof line,
                  "S='%s'; O=$S/%s; %s; IGPT_FAULT='%s %ld %s' ./igpt_fault %s --quiet --threads 1 "
-                 "2>&1 >$S/%s.txt; s=$?; for f in $O/*.part; do [ -e $f ] && echo left $f; done; "
+                 "2>&1 >$S/%s.txt; s=$?; for f in $O/*.part $O/*/*.part; do [ -e $f ] && echo left "
+                 "$f; done; "
                  "exit $s",
                  scratch, modes[k], folder ? "rm -rf $O/new; O=$O/new/deep" : "cp $S/seed/* $O",
                  kind, n, modes[k], command, modes[k]);
@@ -2838,7 +2888,7 @@ static void test_faults(void) {
         "probe --model $S/seed --data $S/few --concat 2 --features $O/features --out $O",
         "sample --model $S/seed --n 1 --out $O",
         "complete --model $S/seed --n 1 --image $S/few/a/000.pgm --out $O",
-        "palette --data $S/few --n-px 2 --n-vocab 3 --out $O",
+        "palette --data $S/few --n-px 2 --n-vocab 3 --out $O/colours",
         "eval --model $S/seed --data $S/few",
         "eval --model $S/seed --data $S/mnist",
         "info --model $S/seed",
@@ -2963,6 +3013,7 @@ static const struct {
     {"command line: finetune", test_finetune, FLOAT_ONLY},
     {"command line: palette", test_palette_command, FLOAT_ONLY},
     {"command line: nothing lost, nothing let in", test_nothing_lost, FLOAT_ONLY},
+    {"command line: signals", test_signals, FLOAT_ONLY},
     {"command line: every fault", test_faults, FLOAT_ONLY},
     {"command line: strange files of data/fuzz", test_strange_files, FLOAT_ONLY},
     {"command line: another program, two models", test_example, FLOAT_ONLY},

@@ -124,8 +124,12 @@ size_limit() { # with its signal ignored a write fails; else the signal ends igp
 traced() { # strace's -e
     paths="-P $work/figures -P $PWD/data/emoji/data_batch_1.bin -P $PWD/data/emoji/test_batch.bin"
     for file in $written; do paths="$paths -P $out/$file -P $out/$file.part"; done
-    igpt strace -qq -o "$work/trace" $paths -e "$1"
+    ( # with -D igpt has this shell's number, by which other commands than runs name what they write
+        for file in $written; do paths="$paths -P $out/$file.$BASHPID.part"; done
+        igpt exec strace -D -qq -o "$work/trace" $paths -e "$1"
+    )
     status=$?
+    sleep 0.1 # strace writes the trace a little later
 }
 
 nth_call() { # what happens to it, one of these calls
