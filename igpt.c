@@ -2442,11 +2442,13 @@ static int class_number(Dataset *data, const char *name) {
     return (int)data->n_class++;
 }
 
-/* Class names, one to a line of the file at path; where there is no such file, n numbers. */
+/* Class names, one to a line of the file at path; where there is no such file, n numbers. Labels in
+   records are bytes, so there is no use in more than 256 names. */
 static int class_names_read(Dataset *data, const char *path, Size n) {
+    const Size most = 256 * sizeof(ClassName);
     int bad = 0, is_there = path_kind(path) != NOTHING;
     Size bytes;
-    char *text = is_there ? file_read(path, 1 << 20, &bytes) : zalloc(n, 24), *next = text;
+    char *text = is_there ? file_read(path, most, &bytes) : zalloc(n, 24), *next = text;
     if (!text) return -1;
     for (Size c = 0; c < n && !is_there; c++) next += sprintf(next, "%lld\n", c);
     for (char *line = strtok_r(text, "\r\n", &next); line && !bad;
