@@ -2274,10 +2274,20 @@ static FILE *file_open(const char *path, const char *mode) { // "rb", or "wb" fo
     return f;
 }
 
+/* The files of a run's save take their names together, when all of them are on disk. */
+static struct {
+    int together, n;
+    char path[8][PATH_SIZE];
+} waiting;
+
 /* `bad`: the file is not what it should be, and the caller has said why. */
 static int file_finish(FILE *f, const char *path, int bad) {
     int broken = ferror(f) || fflush(f) || file_to_disk(f);
     if (fclose(f)) broken = 1;
+    if (!bad && !broken && waiting.together) {
+        snprintf(waiting.path[waiting.n++], PATH_SIZE, "%s", path);
+        return 0;
+    }
     if (!bad && (broken || file_replace(hidden(path), path)))
         bad = fail("cannot write %s: %s", path, strerror(errno));
     if (bad) file_remove(hidden(path));
@@ -3752,7 +3762,7 @@ static int takes_colour(void) {
            (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
 }
 
-/* End the command with a sentence for the person. */
+/* End the command with a sentence for the person; what waits for its name is given up. */
 PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     char text[sizeof last_error];
     va_list args;
@@ -3761,6 +3771,7 @@ PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     va_end(args);
     fail("%s", text);
     fprintf(stderr, "%sigpt: %s\n", console.pending ? "\n" : "", error_text());
+    while (waiting.n > 0) file_remove(hidden(waiting.path[--waiting.n]));
     exit(1);
 }
 
@@ -4394,6 +4405,7 @@ static void train_step(Run *r) {
 
 /* What --resume needs: the tensors that make up the state, for writing and reading. */
 enum { N_STATE = 5 };
+static const char STATE[] = "train_state.safetensors";
 
 static void state_list(const Run *r, Stored list[N_STATE]) {
     Size n = r->adam.n, k = r->fine ? 3 : 2; // moments, and the best weights, which lie behind them
@@ -4536,7 +4548,7 @@ static void need_room(Options *o, Config c) {
 static void run_refuse(const Options *o) {
     Safetensors state;
     char steps[32] = "?";
-    const char *path = file_in(o->out, "train_state.safetensors");
+    const char *path = file_in(o->out, STATE);
     if (o->resume || o->overwrite || path_kind(path) == NOTHING) return;
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
     stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
@@ -4687,14 +4699,14 @@ static void run_report(Run *r, int testing) {
     if (testing) loss_chart(r, file_in(r->o->out, "loss.svg"));
 }
 
-/* Where the run of before lies that --overwrite gives up, its state goes before the first new file
-   comes, and so does config.json, which comes back last: no folder holds parts of two runs that
-   load together. The state goes last: where there is one, there is a model. */
+/* Where the run of before lies that --overwrite gives up, it stays until the new files are on disk.
+   Then its state goes before the first of them comes, and so does config.json, which comes back
+   last: no folder holds parts of two runs that load together. The state comes last: where there is
+   one, there is a model. */
 static void run_save(Run *r) {
     char step[32];
     const char *metadata[] = {"command", r->o->command->name, "words", r->words, "step", step,
                               NULL};
-    const char *path = file_in(r->o->out, "train_state.safetensors");
     Stored list[N_STATE];
     Row *now = &r->log[r->n_rows];
     snprintf(step, sizeof step, "%.0f", now->step);
@@ -4704,15 +4716,20 @@ static void run_save(Run *r) {
     }
     now->seconds = seconds_now() - r->began;
     state_list(r, list);
-    if (!r->saved && !r->o->resume) {
-        file_remove(path);
-        file_remove(file_in(r->o->out, "config.json"));
-    }
-    r->saved = 1;
+    waiting.together = 1;
     need(!model_save(&r->result, r->o->out, r->o->f16 ? F16 : REAL_DTYPE));
     log_write(r, file_in(r->o->out, "log.csv"));
-    path = file_in(r->o->out, "train_state.safetensors");
-    need(!safetensors_write(path, list, N_STATE, metadata));
+    need(!safetensors_write(file_in(r->o->out, STATE), list, N_STATE, metadata));
+    waiting.together = 0;
+    if (!r->saved && !r->o->resume) {
+        file_remove(file_in(r->o->out, STATE));
+        file_remove(file_in(r->o->out, "config.json"));
+    }
+    for (int i = 0; i < waiting.n; i++)
+        if (file_replace(hidden(waiting.path[i]), waiting.path[i]))
+            stop("cannot write %s: %s", waiting.path[i], strerror(errno));
+    waiting.n = 0;
+    r->saved = 1;
 }
 
 /* A report of the last step is made if it is due and has not been made, as in a run that was
@@ -4774,7 +4791,7 @@ static void run_print(Run *r) {
    command line, and are returned. */
 static const char *run_reopen(Options *o, Safetensors *state) {
     char name[16];
-    const char *path = file_in(o->out, "train_state.safetensors");
+    const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING)
         stop("%s holds no run to resume; without --resume igpt %s starts one", o->out,
              o->command->name);

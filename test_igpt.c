@@ -2783,6 +2783,10 @@ static void test_nothing_lost(void) {
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
     IGPT(1, "no longer finite", "train --init $S/huge --overwrite --steps 3 --out $S/kept");
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
+    IGPT(1, "File too large",
+         "--version & wait; ulimit -f 1000; exec ${IGPT:-./igpt} " TINY
+         "--overwrite --n-embd 160 --steps 3 --out $S/kept");
+    IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
     IGPT(1, "not finite", "eval --model $S/huge");
     IGPT(1, "holds a model", "palette --out $S/kept");
     IGPT(0, "", "finetune --model $S/kept --out $S/best --steps 2 --batch 2 --quiet");
