@@ -146,6 +146,8 @@ clang-analyzer-security.insecureAPI.strcpy  into memory that was measured for it
 clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling  wants Annex K's snprintf_s, which no libc has
 clang-analyzer-core.CallAndMessage      does not know that need() ends the program: a result that failed is not used
 clang-analyzer-core.DivideZero          the same
+clang-analyzer-core.NullDereference     takes fail() for 0, and goes on with what was not read; it is -1
+clang-analyzer-core.uninitialized.Assign  takes a tile for one without columns, whose edge then stays empty
 clang-analyzer-core.UndefinedBinaryOperatorResult  nearest() finds its maximum again, which is there
 "
 if is_wanted "$name" && have clang-tidy clang-tidy; then
