@@ -3646,7 +3646,7 @@ static void chart_axis(FILE *f, const Axis *a, int vertical) {
 }
 
 /* Names stand at the ends of the lines, from the top down and far enough apart to be read; that of a
-   single dot stands above it. */
+   single dot stands below it. */
 static void chart_names(FILE *f, const Series *series, Size n, const Axis *ax, const Axis *ay) {
     double below = 0; // where the next name may stand
     for (double y = TOP; y <= BOTTOM; y++)
@@ -3656,7 +3656,7 @@ static void chart_names(FILE *f, const Series *series, Size n, const Axis *ax, c
             if (last < 0 || round(place(ay, s->y[last * s->step])) != y) continue;
             double x = place(ax, s->x[last * s->step]);
             if (s->n == 1) {
-                svg_text(f, x, y - 14, "middle", s->name);
+                svg_text(f, x, y + 26, "middle", s->name);
                 continue;
             }
             below = fmax(below, y + 4);
