@@ -4778,7 +4778,7 @@ static void run_print(Run *r) {
         s = evaluate(&r->result, &r->pass, o->micro_batch, &r->data.test, &all, 1, o->masks,
                      o->mask_prob);
         if (interrupted)
-            stop("all steps are saved, but not tested; igpt finetune --resume --out \"%s\" does it",
+            stop("all steps are saved, not tested; go on with: igpt finetune --resume --out \"%s\"",
                  o->out);
         printf("train_class_nats %.5f\nbest_step %.0f\nvalidation_accuracy %.4f\n", row->train.clf,
                r->best.step, r->best.held.accuracy);
