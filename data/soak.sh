@@ -161,8 +161,9 @@ fault() {
     pick ENOSPC EIO && error=$picked
     nth_call error=$error write fsync rename openat close read
     grep -q INJECTED "$work/trace" && count "$error from the n-th $call" || count "not reached"
-    # Closing a file that was only read may fail unheard.
-    [ $status -eq 0 ] && ! grep INJECTED "$work/trace" | grep -qv '^close' || sentence
+    # Closing a file that was only read, and fseek's reading ahead of what is read again, may fail unheard:
+    # whether all was read, check finds by the result.
+    [ $status -eq 0 ] && ! grep INJECTED "$work/trace" | grep -qv '^close\|^read' || sentence
     check
 }
 
