@@ -298,10 +298,12 @@ static void on_interrupt(int number) {
    started igpt has it ignore (nohup) stays so. */
 static void catch_interrupt(void) {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND}, old;
-    for (int i = 0; i < 3; i++, action.sa_flags = 0)
+    for (int i = 0; i < 3; i++) {
+        struct sigaction action = {.sa_handler = on_interrupt}, old;
+        if (numbers[i] == SIGINT) action.sa_flags = (int)SA_RESETHAND;
         if (!sigaction(numbers[i], NULL, &old) && old.sa_handler != SIG_IGN)
             sigaction(numbers[i], &action, NULL);
+    }
 }
 static char **process_start(int *argc, char **argv) {
     int f = 0;
@@ -2795,7 +2797,7 @@ static int utf8_length(const char *p, uint32_t *code) {
     return *code < least[n] || *code > 0x10ffff || *code >> 11 == 0xd800 >> 11 ? 0 : n;
 }
 
-/* The code of \uXXXX; 0: something else, or \u0000, which no string here may hold. */
+/* The code of \u and four hexadecimal digits; 0: something else, or \u0000, which no string here may hold. */
 static uint32_t json_hex(const char *p) {
     char digits[5] = "";
     if (strncmp(p, "\\u", 2) || strspn(p + 2, "0123456789abcdefABCDEF") < 4) return 0;
@@ -3422,10 +3424,11 @@ static int model_fill(Model *m, const char *dir, const char *config) {
     return m->palette ? 0 : -1;
 }
 
-/* Where a file of a model is missing: what is there instead, and what to do about it. */
-static int no_model(const char *dir, const char *missing) {
+/* 0: this file of a model is there; else -1, what is there instead, and what to do about it. */
+static int model_lacks(const char *dir, const char *name) {
     static const char *const others[] = {"model.safetensors.index.json", "pytorch_model.bin",
                                          "pytorch_model.bin.index.json"};
+    if (path_kind(file_in(dir, name)) != NOTHING) return 0;
     if (path_kind(dir) != FOLDER)
         return fail(
             "%s: no such folder; `igpt train` makes a model, data/emoji-ar is one, and how to "
@@ -3438,7 +3441,7 @@ static int no_model(const char *dir, const char *missing) {
                         "save_pretrained('%s', max_shard_size='99GB')\"",
                         dir, others[i], dir, dir);
     return fail("%s is not there: no model lies in that folder; `igpt train` makes one",
-                file_in(dir, missing));
+                file_in(dir, name));
 }
 
 int model_load(Model *m, const char *dir) {
@@ -3446,10 +3449,7 @@ int model_load(Model *m, const char *dir) {
     Stored score;
     Config c = {0};
     *m = (Model){.n_tensors = 0};
-    for (int i = 0; i < 2; i++) {
-        const char *needed = i ? "model.safetensors" : "config.json";
-        if (path_kind(file_in(dir, needed)) == NOTHING) return no_model(dir, needed);
-    }
+    if (model_lacks(dir, "config.json") || model_lacks(dir, "model.safetensors")) return -1;
     const char *path = file_in(dir, "config.json");
     char *json = json_read(path, JSON_BYTES);
     int bad = !json || config_load(&c, json, path) ||
@@ -4936,8 +4936,8 @@ static void command_info(Options *o) {
     Model m, nominal;
     if (o->model && is_given(o, "preset")) stop("--preset and --model cannot go together");
     if (o->model) {
+        need(!model_lacks(o->model, "config.json"));
         const char *path = file_in(o->model, "config.json");
-        need(path_kind(path) != NOTHING || !no_model(o->model, "config.json"));
         char *json = json_read(path, JSON_BYTES);
         Config saved;
         need(json && !config_load(&saved, json, path));
@@ -5305,27 +5305,41 @@ static void print_version(void) {
     printf("%s\n", COMPILER);
 }
 
-int main(int argc, char **argv) {
+/* The exit status, but for what failed on the way and has ended the program. */
+static int run_command_line(int argc, char **argv) {
     static Options o;
-    argv = process_start(&argc, argv);
     int asks = argc > 1 && (is_help(argv[1]) || !strcmp(argv[1], "help"));
-    if (argc < 2) return help_all(stderr), 2;
-    if (argc < 2 + asks) help_all(stdout);
-    else if (!strcmp(argv[1], "--version")) print_version();
-    else {
-        const Command *command = command_find(argv[1 + asks]);
-        for (int i = 2; i < argc; i++) asks |= is_help(argv[i]);
-        if (command && asks) help_command(command);
-        else if (command && !options_all(&o, command, argv + 2, argc - 2, "")) {
-            console.quiet = (int)o.quiet;
-            console.terminal = is_terminal();
-            console.show = o.show < 0 ? !o.quiet && takes_colour() : (int)o.show;
-            threads_set((int)o.threads);
-            command->run(&o);
-        } else return fprintf(stderr, "igpt: %s\n", error_text()), 2;
+    if (argc < 2 + asks) {
+        help_all(argc < 2 ? stderr : stdout);
+        return argc < 2 ? 2 : 0;
     }
-    if (fflush(stdout) || ferror(stdout)) stop("cannot write to stdout: %s", strerror(errno));
+    if (!strcmp(argv[1], "--version")) {
+        print_version();
+        return 0;
+    }
+    const Command *command = command_find(argv[1 + asks]);
+    for (int i = 2; i < argc; i++) asks |= is_help(argv[i]);
+    if (command && asks) {
+        help_command(command);
+        return 0;
+    }
+    if (!command || options_all(&o, command, argv + 2, argc - 2, "")) {
+        fprintf(stderr, "igpt: %s\n", error_text());
+        return 2;
+    }
+    console.quiet = (int)o.quiet;
+    console.terminal = is_terminal();
+    console.show = o.show < 0 ? !o.quiet && takes_colour() : (int)o.show;
+    threads_set((int)o.threads);
+    command->run(&o);
     return 0;
+}
+
+int main(int argc, char **argv) {
+    argv = process_start(&argc, argv);
+    int status = run_command_line(argc, argv);
+    if (fflush(stdout) || ferror(stdout)) stop("cannot write to stdout: %s", strerror(errno));
+    return status;
 }
 
 #endif // IGPT_NO_MAIN
