@@ -1839,6 +1839,12 @@ static void test_safetensors_refused(void) {
     }
     check_not_opened(scratch_path("absent.safetensors"), "cannot open");
     check_not_opened(scratch, "folder");
+    char crowd[48 * 50 + 2] = "{"; // with as many entries as its length allows
+    for (int n = 1; n <= 50; n++) {
+        strcat(crowd, "'':{'dtype':'','shape':[],'data_offsets':[0,0]}}");
+        if (n > 1) check_not_opened(hand_made(crowd, data, 0), "tensor  stands there twice");
+        crowd[strlen(crowd) - 1] = ',';
+    }
     // A header beyond the format's limit of 100,000,000 bytes, in a file that would hold it.
     FILE *f = fopen(path, "wb");
     int made = f && fwrite("\x01\xe1\xf5\x05\0\0\0\0{", 1, 9, f) == 9 && // 100,000,001
@@ -2792,6 +2798,14 @@ static void test_nothing_lost(void) {
          "--overwrite --n-embd 160 --steps 3 --out $S/kept");
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
     IGPT(1, "not finite", "eval --model $S/huge");
+    enum { KEYS = 3300000 }; // 16.5 MB of header: its refusal must not take a list of them
+    char *keys = zeros(8 + 5 * KEYS + 1, 1);
+    for (int i = 0; i < 8; i++) keys[i] = (char)((5LL * KEYS + 1) >> 8 * i);
+    for (Size i = 0; i < KEYS; i++) memcpy(keys + 8 + 5 * i, i ? ",\"\":0" : "{\"\":0", 5);
+    keys[8 + 5 * KEYS] = '}';
+    write_bytes(scratch_path("huge/model.safetensors"), keys, 8 + 5 * KEYS + 1);
+    IGPT(1, "tensor : expected",
+         "--version & wait; ulimit -v 200000; exec ./igpt sample --model $S/huge");
     IGPT(1, "holds a model", "palette --out $S/kept");
     IGPT(0, "", "finetune --model $S/kept --out $S/best --steps 2 --batch 2 --quiet");
     const char *path = scratch_path("best/train_state.safetensors");
