@@ -144,11 +144,12 @@ tune() { # finding, model, data, labels of each class (0: all), seed, further wo
 }
 
 small=ar-px-$small_px
+pretrain_first() { KEEP=$(($(scaled $steps) / 5)) pretrain ar cifar ar $px $colours $layers $width; }
 pretrain_small() { KEEP=$(($(scaled $steps) / 5)) pretrain $small cifar ar $small_px $colours $layers $width; }
 for part in $parts; do
     case $part in
     middle)
-        pretrain ar cifar ar $px $colours $layers $width
+        pretrain_first
         probe middle ar cifar-10k 0
         pretrain fashion-ar fashion ar $fashion_px $greys $fashion_layers $width
         probe middle fashion-ar fashion 0
@@ -172,12 +173,14 @@ for part in $parts; do
         tune bert bert cifar 0 1
         ;;
     loss)
+        pretrain_first
         pretrain_small
-        for model in $(ls -d $small-[0-9]* | grep -x "$small-[0-9]*" | sort -t - -k 4 -n); do
-            [ $model != $small-$(figure $small step) ] || continue # is that model itself
+        for model in $(ls -d ar-[0-9]* $small-[0-9]* | grep -xE "(ar|$small)-[0-9]+" | sort -V); do
+            run=${model%-*}
+            [ $model != $run-$(figure $run step) ] || continue # is that model itself
             [ -e $model/about ] || {
                 "$igpt" eval --data cifar --model $model >$model/figures
-                echo "$(cut -d , -f 1-4 $small/about),$((${model##*-} * 32)),$(figure $model nats_per_pixel)," \
+                echo "$(cut -d , -f 1-4 $run/about),$((${model##*-} * 32)),$(figure $model nats_per_pixel)," \
                     >$model/about
             }
             probe loss $model cifar-10k 0
