@@ -143,19 +143,21 @@ tune() { # finding, model, data, labels of each class (0: all), seed, further wo
         >$name/rows.csv
 }
 
+# The network that most are compared with, at a size of pictures; its checkpoints stay.
+pretrain_kept() { # name, pixels
+    KEEP=$(($(scaled $steps) / 5)) pretrain $1 cifar ar $2 $colours $layers $width
+}
 small=ar-px-$small_px
-pretrain_first() { KEEP=$(($(scaled $steps) / 5)) pretrain ar cifar ar $px $colours $layers $width; }
-pretrain_small() { KEEP=$(($(scaled $steps) / 5)) pretrain $small cifar ar $small_px $colours $layers $width; }
 for part in $parts; do
     case $part in
     middle)
-        pretrain_first
+        pretrain_kept ar $px
         probe middle ar cifar-10k 0
         pretrain fashion-ar fashion ar $fashion_px $greys $fashion_layers $width
         probe middle fashion-ar fashion 0
         ;;
     tuning)
-        pretrain_small
+        pretrain_kept $small $small_px
         for n in $labels; do
             probe tuning $small cifar-10k $n
             for seed in $seeds; do
@@ -173,8 +175,8 @@ for part in $parts; do
         tune bert bert cifar 0 1
         ;;
     loss)
-        pretrain_first
-        pretrain_small
+        pretrain_kept ar $px
+        pretrain_kept $small $small_px
         for model in $(ls -d ar-[0-9]* $small-[0-9]* | grep -xE "(ar|$small)-[0-9]+" | sort -V); do
             run=${model%-*}
             [ $model != $run-$(figure $run step) ] || continue # is that model itself
@@ -191,10 +193,8 @@ for part in $parts; do
         done
         ;;
     resolution)
-        pretrain_small
-        probe resolution $small cifar-10k 0
-        for n in $other_px; do
-            pretrain ar-px-$n cifar ar $n $colours $layers $width
+        for n in $small_px $other_px; do
+            pretrain_kept ar-px-$n $n
             probe resolution ar-px-$n cifar-10k 0
         done
         ;;
