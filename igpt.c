@@ -131,7 +131,8 @@ static int file_replace(const char *from, const char *to) {
 static void file_remove(const char *path) { _wremove(wide(path).text); }
 static int process_number(void) { return (int)GetCurrentProcessId(); }
 static int folder_create(const char *path) { return _wmkdir(wide(path).text); }
-static int path_kind(const char *path) {
+static int path_kind(const char *path) { // errno: why NOTHING, else 0
+    errno = 0;
     DWORD is = GetFileAttributesW(wide(path).text);
     if (is == INVALID_FILE_ATTRIBUTES) return NOTHING;
     return is & FILE_ATTRIBUTE_DIRECTORY ? FOLDER : is & FILE_ATTRIBUTE_DEVICE ? DEVICE : REGULAR;
@@ -149,12 +150,13 @@ static const char *folder_next(Folder *folder) {
 static void folder_close(Folder *folder) { _wclosedir(folder); }
 
 #    ifndef IGPT_NO_MAIN
-static int folder_lock(const char *path) { // until the process ends; -1: another one has it
+static int folder_lock(const char *path) { // until the process ends; 1: another has it; -1: errno
     char name[PATH_SIZE + 8];
     snprintf(name, sizeof name, "%s/.lock", path);
     HANDLE f = CreateFileW(wide(name).text, GENERIC_WRITE, 0, NULL, CREATE_ALWAYS,
                            FILE_FLAG_DELETE_ON_CLOSE, NULL);
-    return f == INVALID_HANDLE_VALUE && GetLastError() == ERROR_SHARING_VIOLATION ? -1 : 0;
+    if (f != INVALID_HANDLE_VALUE) return 0;
+    return GetLastError() == ERROR_SHARING_VIOLATION ? 1 : (errno = EACCES, -1);
 }
 static double seconds_now(void) { return 1e-3 * (double)GetTickCount64(); }
 static double memory_limit(void) {
@@ -245,8 +247,9 @@ static int process_number(void) { return 0; } // there are no others
 static int process_number(void) { return (int)getpid(); }
 #    endif
 static int folder_create(const char *path) { return mkdir(path, 0777); }
-static int path_kind(const char *path) {
+static int path_kind(const char *path) { // errno: why NOTHING, else 0
     struct stat s;
+    errno = 0;
     if (stat(path, &s)) return NOTHING;
     return S_ISDIR(s.st_mode) ? FOLDER : S_ISREG(s.st_mode) ? REGULAR : DEVICE;
 }
@@ -319,9 +322,9 @@ static double memory_limit(void) { // physical memory, or less by ulimit -v
     if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return most;
     return (double)limit.rlim_cur < most ? (double)limit.rlim_cur : most;
 }
-static int folder_lock(const char *path) { // until the process ends; -1: another one has it
+static int folder_lock(const char *path) { // until the process ends; 1: another has it; -1: errno
     int f = open(path, O_RDONLY);
-    return f >= 0 && flock(f, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK ? -1 : 0;
+    return f < 0 ? -1 : flock(f, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
 }
 #        endif
 #    endif
@@ -335,6 +338,13 @@ static _Thread_local char last_error[1024];
 
 const char *error_text(void) { return last_error; }
 
+/* Names in files are no commands to a terminal: control characters become '?'. */
+static void text_clean(char *text) {
+    for (uint8_t *c = (uint8_t *)text; *c; c++)
+        if (*c < ' ' || *c == 127) *c = '?';
+        else if (*c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) c[0] = c[1] = '?'; // U+0080 .. U+009F
+}
+
 /* Note why the caller fails; returns -1, so that `return fail(...)` does both. */
 PRINTF_LIKE static int fail(const char *format, ...) {
     char text[sizeof last_error]; // an argument may be the previous sentence
@@ -342,9 +352,7 @@ PRINTF_LIKE static int fail(const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    for (uint8_t *c = (uint8_t *)text; *c; c++) // names in files are no commands to a terminal
-        if (*c < ' ' || *c == 127) *c = '?';
-        else if (*c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) c[0] = c[1] = '?'; // U+0080 .. U+009F
+    text_clean(text);
     memcpy(last_error, text, sizeof text);
     return -1;
 }
@@ -1961,9 +1969,9 @@ double sample_uniform(uint64_t seed, Size image, Size t) {
     return random_uniform(seed, stream_of(FOR_SAMPLE, image), t);
 }
 
-/* The first colour whose cumulative probability exceeds `uniform`. */
-static uint16_t draw_token(const real *logits, real *probs, Size K, double uniform,
-                           const Drawing *drawing) {
+/* The first colour whose cumulative probability exceeds `uniform`; -1: logits are not finite. */
+static int draw_token(const real *logits, real *probs, Size K, double uniform,
+                      const Drawing *drawing) {
     real max = row_max(logits, K);
     double sum = 0, passed = 0;
     Size last = 0;
@@ -1978,20 +1986,24 @@ static uint16_t draw_token(const real *logits, real *probs, Size K, double unifo
         if (probs[k] > 0) last = k;
         passed += probs[k];
     }
-    return (uint16_t)last;
+    return isfinite(sum) ? (int)last : -1;
 }
 
-void sample_positions(const Model *m, Sampler *s, uint16_t *tokens, Size B, Size t, Size end,
-                      Size given, const Drawing *drawing) {
+int sample_positions(const Model *m, Sampler *s, uint16_t *tokens, Size B, Size t, Size end,
+                     Size given, const Drawing *drawing) {
     Size T = positions(&m->config), K = m->config.n_vocab;
     for (; t < end; t++) {
         for (Size b = 0; b < B && t; b++) s->previous[b] = tokens[b * T + t - 1];
         const real *logits = sampler_step(m, s, t, s->previous, B);
-        for (Size b = 0; b < B && t >= given; b++)
-            tokens[b * T + t] =
-                draw_token(logits + b * K, s->probs, K,
-                           sample_uniform(drawing->seed, drawing->first + b, t), drawing);
+        for (Size b = 0; b < B && t >= given; b++) {
+            double uniform = sample_uniform(drawing->seed, drawing->first + b, t);
+            int token = draw_token(logits + b * K, s->probs, K, uniform, drawing);
+            if (token < 0)
+                return fail("position %lld: the logits are not finite: weights are too large", t);
+            tokens[b * T + t] = (uint16_t)token;
+        }
     }
+    return 0;
 }
 
 /* ==== 8 probe ===================================================================================
@@ -2296,14 +2308,19 @@ static int file_finish(FILE *f, const char *path, int bad) {
     return bad ? -1 : 0;
 }
 
+static int bytes_next(FILE *f, void *to, Size n, const char *name) {
+    if (n >= 0 && (Size)fread(to, 1, n, f) == n) return 0;
+    return fail("%s: cannot be read to its end", name);
+}
+
 /* The next n bytes of a file, closed by a zero, to be given back with free(); NULL: fail. */
 static void *bytes_read(FILE *f, Size n, Size most, const char *name) {
     if (n < 0 || n > most)
         return fail("%s: %lld bytes, expected at most %lld", name, n, most), NULL;
     char *bytes = zalloc(n + 1, 1);
-    if (!bytes || (Size)fread(bytes, 1, n, f) == n) return bytes;
+    if (!bytes || !bytes_next(f, bytes, n, name)) return bytes;
     free(bytes);
-    return fail("%s: cannot be read to its end", name), NULL;
+    return NULL;
 }
 
 static void *file_read(const char *path, Size most, Size *n) {
@@ -2329,11 +2346,10 @@ static int folder_make(const char *path) {
 
 /* Images come from files as pictures of n_px x n_px (paper, sections 3.1 and 3.2). The idea to take
    away: the well-known sets are all files of equally long records, so one table says how they
-   differ and one loop reads them. Pictures shrink as they come in; memory holds the result and one
-   file. */
+   differ and one loop reads them. Pictures shrink as they come in; memory holds the results and one
+   picture. */
 
 enum { MAX_SIDE = 32768, MAX_PX = 256, MAX_PICTURES = 10000000 };
-static const Size MAX_FILE = (Size)1 << 34; // STL-10's largest has 2.8 GB
 
 /* Resizing by area. A line of n source pixels that becomes px is measured in units of which a
    source pixel has px and an output pixel n. How much of output pixel i source pixel x covers: */
@@ -2373,7 +2389,7 @@ static int is_space(int c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 /* One of a PNM header's numbers, and the one white space behind it; -1: it is not 1 to limit. As
    Netpbm has it, a '#' starts a comment that counts, with all up to the end of its line, as that
    line end. */
-static Size pnm_number(const uint8_t **p, Size limit) {
+static Size pnm_number(uint8_t **p, Size limit) {
     Size v = 0;
     for (int started = 0;; ++*p) {
         if (**p == '#') *p += strcspn((const char *)*p, "\r\n");
@@ -2385,36 +2401,43 @@ static Size pnm_number(const uint8_t **p, Size limit) {
     }
 }
 
-/* A PPM (P6) or PGM (P5) of n bytes and a closing zero, brought to px x px. Its samples are brought
-   to one byte each where they are, at the front of the same memory. */
-static int pnm_decode(uint8_t *bytes, Size n, const char *path, uint8_t *out, Size px) {
-    const uint8_t *p = bytes + 2;
-    if (bytes[0] != 'P' || (bytes[1] != '5' && bytes[1] != '6') || !(is_space(*p) || *p == '#'))
+/* A PPM (P6) or PGM (P5), brought to px x px. Nothing is read, or made room for, before the header
+   and the file's length agree. Samples are brought to one byte each where they are. */
+static int pnm_read(FILE *f, const char *path, uint8_t *out, Size px) {
+    enum { MOST = 4096 }; // of the header, with its comments
+    uint8_t header[MOST + 1] = "", *p = header + 2, *bytes;
+    Size length = file_size(f);
+    if (bytes_next(f, header, min(length, MOST), path)) return -1;
+    if (header[0] != 'P' || (header[1] != '5' && header[1] != '6') || !(is_space(*p) || *p == '#'))
         return fail("%s: wrong magic number, neither P6 (binary PPM) nor P5 (PGM)", path);
     Size width = pnm_number(&p, MAX_SIDE), height = pnm_number(&p, MAX_SIDE);
     Size maxval = pnm_number(&p, 65535);
     if (width < 0 || height < 0 || maxval < 0)
         return fail("%s: its header has no width and height of 1 to %d, and maxval to 65535", path,
                     MAX_SIDE);
-    Size channels = bytes[1] == '5' ? 1 : 3, size = maxval > 255 ? 2 : 1; // of a sample, big-endian
-    Size samples = width * height * channels, left = bytes + n - p;
-    if (left < samples * size)
-        return fail("%s: truncated, %lld bytes of pixels instead of %lld", path, left,
-                    samples * size);
-    for (Size i = 0; i < samples; i++) {
-        Size v = (Size)get_int(p + i * size, (int)size, BIG);
-        if (v > maxval) return fail("%s: sample %lld is %lld, above maxval", path, i, v);
+    Size channels = header[1] == '5' ? 1 : 3,
+         size = maxval > 255 ? 2 : 1; // of a sample, big-endian
+    Size samples = width * height * channels, n = samples * size, start = p - header;
+    if (length - start < n)
+        return fail("%s: truncated, %lld bytes of pixels instead of %lld", path, length - start, n);
+    if (fseeko(f, start, SEEK_SET)) return fail("%s: %s", path, strerror(errno));
+    if (!(bytes = bytes_read(f, n, n, path))) return -1;
+    int bad = 0;
+    for (Size i = 0; i < samples && !bad; i++) {
+        Size v = (Size)get_int(bytes + i * size, (int)size, BIG);
+        if (v > maxval) bad = fail("%s: sample %lld is %lld, above maxval", path, i, v);
         bytes[i] = (uint8_t)((v * 255 + maxval / 2) / maxval);
     }
-    return resize(bytes, width, height, (Size[]){channels * width, channels, channels == 3}, out,
-                  px);
+    bad = bad || resize(bytes, width, height, (Size[]){channels * width, channels, channels == 3},
+                        out, px);
+    free(bytes);
+    return bad;
 }
 
 int image_read(const char *path, uint8_t *rgb, Size px) {
-    Size n;
-    uint8_t *bytes = file_read(path, MAX_FILE, &n);
-    int bad = !bytes || pnm_decode(bytes, n, path, rgb, px);
-    free(bytes);
+    FILE *f = file_open(path, "rb");
+    int bad = !f || pnm_read(f, path, rgb, px);
+    if (f) fclose(f);
     return bad ? -1 : 0;
 }
 
@@ -2442,15 +2465,45 @@ static uint8_t *images_add(Images *set) {
     return images_at(set, set->n++);
 }
 
+/* The length of the UTF-8 character at p, 1 to 4 bytes, and its code; 0: there is none, but a stray
+   or missing continuation, a form longer than needed, a surrogate, a code above 10FFFF. */
+static int utf8_length(const char *p, uint32_t *code) {
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    uint8_t c = (uint8_t)*p;
+    int n = c < 0x80 ? 1 : c < 0xc0 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf8 ? 4 : 0;
+    *code = n < 2 ? c : c & (0x7fu >> n);
+    for (int i = 1; i < n; i++) {
+        if (((uint8_t)p[i] & 0xc0) != 0x80) return 0;
+        *code = *code << 6 | ((uint8_t)p[i] & 0x3f);
+    }
+    return *code < least[n] || *code > 0x10ffff || *code >> 11 == 0xd800 >> 11 ? 0 : n;
+}
+
+/* Names of folders can be any bytes, those in a model's files are UTF-8. What is none is taken for
+   Latin-1, in which every byte is a character; the first one for which there is no room ends it. */
+static void name_copy(ClassName out, const char *name) {
+    uint32_t code;
+    for (Size used = 0; *name;) {
+        int n = utf8_length(name, &code), bytes = n ? n : 2;
+        const char latin[] = {(char)(0xc0 | (uint8_t)*name >> 6), (char)(0x80 | (*name & 0x3f))};
+        if (used + bytes >= (Size)sizeof(ClassName)) break;
+        memcpy(out + used, n ? name : latin, bytes);
+        out[used += bytes] = 0;
+        name += n ? n : 1;
+    }
+}
+
 /* The number of a class, which is added where it is not known yet; -1: fail. */
-static int class_number(Dataset *data, const char *name) {
+static int class_number(Dataset *data, const char *text) {
+    ClassName name = "";
+    name_copy(name, text);
     for (Size c = data->n_class - 1; c >= 0; c--)
-        if (!strncmp(data->class_names[c], name, sizeof(ClassName) - 1)) return (int)c;
+        if (!strcmp(data->class_names[c], name)) return (int)c;
     if (data->n_class == NO_LABEL) return fail("more than %d classes", NO_LABEL);
     ClassName *list = grown(data->class_names, data->n_class, sizeof *list);
     if (!list) return fail("out of memory for class names");
     data->class_names = list;
-    snprintf(list[data->n_class], sizeof *list, "%s", name);
+    strcpy(list[data->n_class], name);
     return (int)data->n_class++;
 }
 
@@ -2519,13 +2572,16 @@ static int file_form(const char *path) {
 /* Read a file of n records into the set of pictures that it is of: each has labels, of which the
    last one counts, then pixels; either may be missing. An IDX file's header has two zero bytes, 8
    for unsigned bytes, the number of dimensions, then each, big-endian: n, or n, height, width. */
-static int records_read(Dataset *data, const Layout *layout, int is, const uint8_t *file,
-                        Size bytes, const char *path) {
+static int records_read(Dataset *data, const Layout *layout, int is, FILE *f, const char *path) {
     Images *set = is & OF_TEST ? &data->test : &data->train;
-    Size dims = is & LABELS ? 1 : 3, header = layout->side ? 0 : 4 + 4 * dims;
+    Size dims = is & LABELS ? 1 : 3, header = layout->side ? 0 : 4 + 4 * dims, bytes = file_size(f);
     Size magic = 0x800 + dims, head[4] = {magic, 0, layout->side, layout->side};
+    uint8_t word[4];
     if (bytes < 1 || bytes < header) return fail("%s: empty or truncated", path);
-    for (Size k = 0; 4 * k < header; k++) head[k] = (Size)get_int(file + 4 * k, 4, BIG);
+    for (Size k = 0; 4 * k < header; k++) {
+        if (bytes_next(f, word, 4, path)) return -1;
+        head[k] = (Size)get_int(word, 4, BIG);
+    }
     Size h = dims == 1 ? 1 : head[2], w = dims == 1 ? 1 : head[3];
     if (head[0] != magic)
         return fail("%s: wrong magic number 0x%08llx instead of 0x%08llx", path, head[0], magic);
@@ -2540,17 +2596,20 @@ static int records_read(Dataset *data, const Layout *layout, int is, const uint8
     if (dims == 1 && n != set->n) return fail("%s: %lld labels for %lld pictures", path, n, set->n);
     Size step[3] = {layout->by_column ? 1 : w, layout->by_column ? h : 1, header ? 0 : h * w};
     Size start = dims == 1 ? 0 : set->n, first = layout->first_label;
-    for (Size i = 0; i < n; i++) {
-        const uint8_t *record = file + header + i * size;
+    uint8_t *record = zalloc(size, 1);
+    int bad = !record;
+    for (Size i = 0; i < n && !bad; i++) {
         uint8_t *rgb = dims == 1 ? NULL : images_add(set);
-        if (dims == 3 && (!rgb || resize(record + labels, w, h, step, rgb, set->px))) return -1;
+        bad = bytes_next(f, record, size, path) ||
+              (dims == 3 && (!rgb || resize(record + labels, w, h, step, rgb, set->px)));
         Size label = labels ? record[labels - 1] - first : NO_LABEL;
-        if (labels && (label < 0 || label >= data->n_class))
-            return fail("%s: record %lld (counted from 0) has label %lld, not %lld to %lld", path,
-                        i, label + first, first, first + data->n_class - 1);
-        set->labels[start + i] = (uint16_t)label;
+        if (!bad && labels && (label < 0 || label >= data->n_class))
+            bad = fail("%s: record %lld (counted from 0) has label %lld, not %lld to %lld", path, i,
+                       label + first, first, first + data->n_class - 1);
+        if (!bad) set->labels[start + i] = (uint16_t)label;
     }
-    return 0;
+    free(record);
+    return bad;
 }
 
 static int layout_read(Dataset *data, const Layout *layout, const char *dir) {
@@ -2558,12 +2617,11 @@ static int layout_read(Dataset *data, const Layout *layout, const char *dir) {
     for (int k = 0; layout->files[k].name && !bad; k++) {
         const char *path = file_in(dir, layout->files[k].name);
         int is = layout->files[k].is, form = file_form(path);
-        Size bytes;
         if (!form && is & IF_THERE) continue;
-        if (form == 2) return fail("%s is packed: run gunzip -k %s/*.gz", path, dir);
-        uint8_t *file = file_read(path, MAX_FILE, &bytes);
-        bad = !file || records_read(data, layout, is, file, bytes, path);
-        free(file);
+        if (form == 2) return fail("%s is packed: in its folder, run gunzip -k *.gz", path);
+        FILE *f = file_open(path, "rb");
+        bad = !f || records_read(data, layout, is, f, path);
+        if (f) fclose(f);
     }
     return bad ? -1 : 0;
 }
@@ -2661,9 +2719,9 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
     }
     if (!bad && n > 0) bad = class_read(data, set, dir, class, names, index, n);
     if (!bad && foreign && pictures_in(data) == before)
-        bad = fail("%s/%s is no PPM file; to make one of each: mogrify -format ppm -auto-orient "
-                   "-background white -alpha remove -resize '256x256^' '%s'/*%s",
-                   dir, foreign, dir, strrchr(foreign, '.'));
+        bad = fail("%s/%s is no PPM file; to make one of each, in that folder: mogrify -format ppm "
+                   "-auto-orient -background white -alpha remove -resize '256x256^' ./*%s",
+                   dir, foreign, strrchr(foreign, '.'));
     if (!bad && !class && data->n_class && *empty)
         bad = fail("%s: no picture in it that can be read", empty);
     for (Size i = 0; i < count; i++) free(names[i]);
@@ -2708,7 +2766,8 @@ int dataset_read(Dataset *data, const char *dir, Size n_px) {
     *data = (Dataset){.n_class = 0};
     if (n_px < 1 || n_px > MAX_PX) return fail("n_px %lld is not 1 to %d", n_px, MAX_PX);
     if (path_kind(dir) != FOLDER)
-        return fail("%s: no such folder; igpt's own pictures lie in its source's data/emoji", dir);
+        return fail("%s: %s; igpt's own pictures lie in its source's data/emoji", dir,
+                    errno == EACCES ? strerror(errno) : "no such folder");
     data->train.px = data->test.px = n_px;
     int bad = recognise(data, dir);
     if (!bad && (data->train.n == 0 || data->test.n == 0))
@@ -2782,20 +2841,6 @@ int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed,
 enum { JSON_DEPTH = 64, JSON_BYTES = 1 << 24 }; // far more than any model's header or palette has
 
 static const char *json_space(const char *p) { return p + strspn(p, " \t\n\r"); }
-
-/* The length of the UTF-8 character at p, 1 to 4 bytes, and its code; 0: there is none, but a stray
-   or missing continuation, a form longer than needed, a surrogate, a code above 10FFFF. */
-static int utf8_length(const char *p, uint32_t *code) {
-    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    uint8_t c = (uint8_t)*p;
-    int n = c < 0x80 ? 1 : c < 0xc0 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf8 ? 4 : 0;
-    *code = n < 2 ? c : c & (0x7fu >> n);
-    for (int i = 1; i < n; i++) {
-        if (((uint8_t)p[i] & 0xc0) != 0x80) return 0;
-        *code = *code << 6 | ((uint8_t)p[i] & 0x3f);
-    }
-    return *code < least[n] || *code > 0x10ffff || *code >> 11 == 0xd800 >> 11 ? 0 : n;
-}
 
 /* The code of \u and four hexadecimal digits; 0: something else, or \u0000, which no string here may hold. */
 static uint32_t json_hex(const char *p) {
@@ -3429,6 +3474,7 @@ static int model_lacks(const char *dir, const char *name) {
     static const char *const others[] = {"model.safetensors.index.json", "pytorch_model.bin",
                                          "pytorch_model.bin.index.json"};
     if (path_kind(file_in(dir, name)) != NOTHING) return 0;
+    if (errno == EACCES) return fail("%s: %s", file_in(dir, name), strerror(errno));
     if (path_kind(dir) != FOLDER)
         return fail(
             "%s: no such folder; `igpt train` makes a model, data/emoji-ar is one, and how to "
@@ -3436,10 +3482,10 @@ static int model_lacks(const char *dir, const char *name) {
             dir);
     for (int i = 0; i < 3; i++)
         if (path_kind(file_in(dir, others[i])) != NOTHING)
-            return fail("%s holds %s, not one model.safetensors; to convert it: python -c \"import "
-                        "transformers as t; t.ImageGPTForCausalImageModeling.from_pretrained('%s')."
-                        "save_pretrained('%s', max_shard_size='99GB')\"",
-                        dir, others[i], dir, dir);
+            return fail("%s holds %s, not one model.safetensors; to convert it, in that folder: "
+                        "python -c \"import transformers as t; t.ImageGPTForCausalImageModeling."
+                        "from_pretrained('.').save_pretrained('.', max_shard_size='99GB')\"",
+                        dir, others[i]);
     return fail("%s is not there: no model lies in that folder; `igpt train` makes one",
                 file_in(dir, name));
 }
@@ -3732,6 +3778,7 @@ static void say(int kind, const char *format, ...) {
     va_start(args, format);
     vsnprintf(line, sizeof line, format, args);
     va_end(args);
+    text_clean(line);
     console.pending = kind == PROGRESS && console.terminal;
     if (console.pending) fprintf(stderr, "%.*s", terminal_columns() - 1, line);
     else fprintf(stderr, "%s\n", line);
@@ -4055,8 +4102,7 @@ static void options_follow(Options *o, const Config *c, const char *dir) {
                  {"n-layer", &o->n_layer, c->n_layer}, {"objective", &o->objective, c->objective}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         if (is_given(o, sizes[i].name) && *sizes[i].option != sizes[i].value)
-            stop("the model in %s has another --%s (%lld): leave it out", dir, sizes[i].name,
-                 sizes[i].value);
+            stop("the model in %s has another --%s: leave it out", dir, sizes[i].name);
         *sizes[i].option = sizes[i].value;
     }
 }
@@ -4173,7 +4219,8 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
         for (Size row = 0, end; row < px && !interrupted; row = end) {
             progress("drawing", i * px + count * row, n * px);
             end = min(row + 2, px);
-            sample_positions(m, sampler, tokens, count, row * px, end * px, rows * px, &drawing);
+            need(!sample_positions(m, sampler, tokens, count, row * px, end * px, rows * px,
+                                   &drawing));
             if (!visible) continue;
             progress_clear();
             if (lines) completions_line(rgb, m, originals + i / B * T, rows, tokens, shown);
@@ -4186,8 +4233,15 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
     free(sampler);
 }
 
+/* What sheet_write and its PNG will take for n pictures, before these are drawn. */
+static void need_sheet(Size n, Size px) {
+    Size side = (px < 96 ? 96 : px) + 4; // as there, or a little more
+    free(need_memory(n * side * side, 3 + 3 + 1));
+}
+
 static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows,
                           const uint16_t *originals) {
+    need_sheet(originals ? n + 2 * n / o->n : n, m->config.n_px);
     double began = seconds_now();
     draw_pictures(o, m, tokens, n, rows, originals);
     double seconds = seconds_now() - began;
@@ -4258,7 +4312,7 @@ static Scores evaluate(const Model *m, Pass *pass, Size B, const Images *set, co
         n = min(B, subset->n - i);
         pass_fill(pass, set, subset->index + i, n);
         memset(logits, 0, B * C * sizeof *logits);
-        for (Size k = 0; k < draws; k++) {
+        for (Size k = 0; k < draws && !interrupted; k++) {
             pass_mask(pass, T, mask_prob, TEST_SEED, (uint64_t)(k << 32 | i));
             sum.gen += objective(m, pass->acts, &pass->batch, 1, 0, NULL).gen;
             if (classes) classify(m, pass->acts, n);
@@ -4438,9 +4492,13 @@ static void state_load(Run *r, const Safetensors *file) {
         need(!safetensors_read(file, &found, (real *)s->data, (double *)s->wide));
     }
     const Row *now = &r->log[r->n_rows];
-    int sound = now->step >= 0 && now->step <= INT_MAX / 2 && now->step == floor(now->step) &&
-                isfinite(now->seconds + now->train.gen + now->train.clf) &&
-                r->best.held.accuracy >= -1 && r->best.held.accuracy <= 1;
+    int sound = isfinite(now->train.gen + now->train.clf) && r->best.held.accuracy >= -1 &&
+                r->best.held.accuracy <= 1 && r->best.step >= 0 && r->best.step <= now->step;
+    for (Size i = 0; i <= r->n_rows && sound; i++) {
+        const Row *row = &r->log[i];
+        sound = row->step >= (i ? row[-1].step : 0) && row->step == floor(row->step) &&
+                isfinite(row->seconds + row->lr);
+    }
     for (Size i = 0; i < r->adam.n && sound; i++)
         sound = isfinite(r->adam.params[i]) && isfinite(r->adam.first[i]) &&
                 isfinite(r->adam.second[i]) && r->adam.second[i] >= 0 &&
@@ -4448,6 +4506,8 @@ static void state_load(Run *r, const Safetensors *file) {
     for (Size i = 0; i < r->n_drawn * r->line && sound; i++)
         sound = r->drawn[i] >= 0 && r->drawn[i] < (real)r->o->n_vocab;
     if (!sound) stop("%s: its numbers are not those of a run", file->path);
+    if (now->step > (double)r->o->steps)
+        stop("--steps %lld: the run in %s has done %.0f", r->o->steps, r->o->out, now->step);
     say(NOTE, "resuming at step %.0f of %lld", now->step, r->o->steps);
 }
 
@@ -4515,6 +4575,7 @@ static void run_tune(Run *r) {
         stop("%s: %s", o->data, error_text());
     say(NOTE, "pictures: %lld to learn from, %lld to choose by", r->train.n, r->held.n);
     if (classes_agree(m, data)) return;
+    if (o->resume) stop("%s: has other classes than the run in %s", o->data, o->out);
     need(!model_init(m, c));
     memcpy(m->class_names, data->class_names, c.n_class * sizeof *m->class_names);
     memcpy(m->palette, old.palette, 3 * c.n_vocab * sizeof *m->palette);
@@ -4544,22 +4605,37 @@ static void need_room(Options *o, Config c) {
     model_free(&sizes);
 }
 
-/* Not to lose a run by typing its command again. */
+static int holds_model(const char *dir) {
+    return path_kind(file_in(dir, "config.json")) != NOTHING;
+}
+
+/* Not to lose a run by typing its command again, nor a model that came from elsewhere. */
 static void run_refuse(const Options *o) {
     Safetensors state;
     char steps[32] = "?";
+    if (o->resume || o->overwrite) return;
     const char *path = file_in(o->out, STATE);
-    if (o->resume || o->overwrite || path_kind(path) == NOTHING) return;
+    if (path_kind(path) == NOTHING) {
+        if (holds_model(o->out)) stop("%s holds a model: --overwrite replaces it", o->out);
+        return;
+    }
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
     stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
          steps);
 }
 
-/* The folder is this process's, from where it is there; only then is what lies in it looked at. */
+/* From here on no other process writes a palette or a model there; only now is what lies there
+   looked at. */
+static void folder_take(const char *dir) {
+    int fails = folder_is_locked ? 0 : folder_lock(dir);
+    if (fails > 0) stop("%s: another run is writing there", dir);
+    if (fails < 0) stop("cannot lock the folder %s: %s", dir, strerror(errno));
+    folder_is_locked = 1;
+}
+
 static void run_lock(const Options *o) {
     if (path_kind(o->out) != FOLDER) return;
-    if (!folder_is_locked && folder_lock(o->out)) stop("%s: another run is writing there", o->out);
-    folder_is_locked = 1;
+    folder_take(o->out);
     run_refuse(o);
 }
 
@@ -4659,7 +4735,7 @@ static int run_test(Run *r, Row *row) {
     Size n = train_samples(o, &m->config);
     uint16_t *samples = need_memory(n * o->n_px * o->n_px, sizeof *samples);
     row->held = evaluate(m, &r->pass, o->micro_batch, set, &r->held, r->fine, 1, o->mask_prob);
-    if (!interrupted) need_finite(r, row->held.gen);
+    if (!interrupted) need_finite(r, row->held.gen + (r->fine ? row->held.clf : 0));
     if (n && !interrupted) draw_pictures(o, m, samples, n, 0, NULL);
     if (interrupted) return -1;
     if (n) {
@@ -4701,9 +4777,12 @@ static void run_report(Run *r, int testing) {
 
 /* Where the run of before lies that --overwrite gives up, it stays until the new files are on disk.
    Then its state goes before the first of them comes, and so does config.json, which comes back
-   last: no folder holds parts of two runs that load together. The state comes last: where there is
-   one, there is a model. */
+   last: no folder holds parts of two runs that load together; and so do its pictures. The state
+   comes last: where there is one, there is a model. If then a name cannot be had, the new files stay
+   under those that they were written by: nothing else is left. */
 static void run_save(Run *r) {
+    static const char *const going[] = {STATE, "config.json", "samples.png", "progress.png",
+                                        "loss.svg"};
     char step[32];
     const char *metadata[] = {"command", r->o->command->name, "words", r->words, "step", step,
                               NULL};
@@ -4721,13 +4800,16 @@ static void run_save(Run *r) {
     log_write(r, file_in(r->o->out, "log.csv"));
     need(!safetensors_write(file_in(r->o->out, STATE), list, N_STATE, metadata));
     waiting.together = 0;
-    if (!r->saved && !r->o->resume) {
-        file_remove(file_in(r->o->out, STATE));
-        file_remove(file_in(r->o->out, "config.json"));
-    }
+    int replaces = !r->saved && !r->o->resume && holds_model(r->o->out);
+    for (size_t i = 0; i < sizeof going / sizeof *going && replaces; i++)
+        file_remove(file_in(r->o->out, going[i]));
     for (int i = 0; i < waiting.n; i++)
-        if (file_replace(hidden(waiting.path[i]), waiting.path[i]))
-            stop("cannot write %s: %s", waiting.path[i], strerror(errno));
+        if (file_replace(hidden(waiting.path[i]), waiting.path[i])) {
+            int reason = errno;
+            if (replaces) waiting.n = 0;
+            stop("cannot write %s: %s%s", waiting.path[i], strerror(reason),
+                 replaces ? "; the files that were to come are those that end in .part" : "");
+        }
     waiting.n = 0;
     r->saved = 1;
 }
@@ -4780,6 +4862,7 @@ static void run_print(Run *r) {
         if (interrupted)
             stop("all steps are saved, not tested; go on with: igpt finetune --resume --out \"%s\"",
                  o->out);
+        need_finite(r, s.gen + s.clf);
         printf("train_class_nats %.5f\nbest_step %.0f\nvalidation_accuracy %.4f\n", row->train.clf,
                r->best.step, r->best.held.accuracy);
     }
@@ -4836,17 +4919,22 @@ static void command_train(Options *o) { // and finetune
 /* ==== 14 commands ===============================================================================
    Everything else that a person can ask for, and main. */
 
-/* Drawing takes an lm_head, which Hugging Face's classifiers and bare models are saved without. */
-static void need_lm_head(const char *dir) {
+static int holds_tensor(const char *path, const char *name) {
     Safetensors file;
     Stored s;
-    need(!safetensors_open(&file, file_in(dir, "model.safetensors")));
-    if (!safetensors_find(&file, "lm_head.weight", &s))
+    need(!safetensors_open(&file, path));
+    int holds = safetensors_find(&file, name, &s);
+    safetensors_close(&file);
+    return holds;
+}
+
+/* Drawing takes an lm_head, which Hugging Face's classifiers and bare models are saved without. */
+static void need_lm_head(const char *dir) {
+    if (!holds_tensor(file_in(dir, "model.safetensors"), "lm_head.weight"))
         stop(
             "%s has no lm_head.weight: it was saved as a classifier or as a bare model, and cannot "
             "draw",
             dir);
-    safetensors_close(&file);
 }
 
 static void command_sample(Options *o) {
@@ -4921,7 +5009,8 @@ static void command_eval(Options *o) {
     need(!images_quantise(&data.test, m.palette, m.config.n_vocab));
     Subset all = all_of(&data.test);
     Scores s = evaluate(&m, &pass, B, &data.test, &all, classes, o->masks, o->mask_prob);
-    if (!isfinite(s.gen)) stop("%s: its loss is not finite: weights are too large", o->model);
+    if (!isfinite(s.gen + (classes ? s.clf : 0)))
+        stop("%s: its loss is not finite: weights are too large", o->model);
     printf("images %lld\n", data.test.n);
     print_scores(&s, &data, &m.config);
 }
@@ -4993,7 +5082,9 @@ static void palette_sheet(const char *path, const real *palette, Size K, const I
 
 static void command_palette(Options *o) {
     Dataset data;
-    if (path_kind(file_in(o->out, "config.json")) != NOTHING)
+    need(!folder_make(o->out));
+    folder_take(o->out);
+    if (holds_model(o->out))
         stop("%s holds a model, whose palette belongs to its weights: take another --out", o->out);
     need(!dataset_read(&data, o->data, o->n_px));
     need_outputs(o->out, "preprocessor_config.json palette.png");
@@ -5102,6 +5193,9 @@ static Matrix probe_features(ProbeRun *p) {
                            element(x, i, 0));
         }
     }
+    for (Size i = 0; i < set->n * cols; i++)
+        if (!isfinite(x.data[i]))
+            stop("%s: its features are not finite: weights are too large", o->model);
     return x;
 }
 
@@ -5231,6 +5325,8 @@ static void command_probe(Options *o) {
     probe_open(p);
     need_outputs(o->out, "probe.csv probe.svg");
     if (o->features) need_output(o->features);
+    if (o->features && path_kind(o->features) != NOTHING && !holds_tensor(o->features, "features"))
+        stop("%s: holds other tensors than features, which would be lost", o->features);
     Matrix x = probe_features(p);
     if (o->features) probe_export(p, x);
     const ProbeRow *best = p->rows;

@@ -168,7 +168,7 @@ typedef struct {
     int has_bias;    // Hugging Face expects a bias (cols) beside it, here always zero
 } Tensor;
 
-typedef char ClassName[128]; // a longer name is cut
+typedef char ClassName[128]; // UTF-8; a longer name is cut
 typedef struct {
     Config config;
     Size n_tensors;
@@ -275,9 +275,10 @@ IGPT_API double sample_uniform(uint64_t seed, Size image, Size t);
 
 /* Go on with B images, tokens (B, T), from position t on to `end`: positions before `given` are
    there already and only fed, the others are drawn. Neither threads nor B change an image.
-   Positions come in order from 0; to show pictures as they grow, ask for row after row. */
-IGPT_API void sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Size B,
-                               Size t, Size end, Size given, const Drawing *drawing);
+   Positions come in order from 0; to show pictures as they grow, ask for row after row. 0, or -1
+   where logits are not finite, as weights that are too large make them. */
+IGPT_API int sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Size B,
+                              Size t, Size end, Size given, const Drawing *drawing);
 
 /* ---- 8 probe -------------------------------------------------------------------------------- */
 enum { POOL_MEAN, POOL_NONE }; // the mean over positions (d), or all of them side by side (T d)
@@ -351,12 +352,14 @@ typedef struct {
    Class names are one to a line; where their file is missing they are "0", "1", ... In a folder
    of pictures the sub-folders' names are the classes, in strcmp order; names that start with a dot
    are passed over; without train/ and test/ 15 % of each class (at least one of two or more) become
-   the test set, the same ones each time. Where it fails, *data is zeroed, with nothing to free. */
+   the test set, the same ones each time. Bytes of a class name that are no UTF-8 are taken for
+   Latin-1. Where it fails, *data is zeroed, with nothing to free. */
 IGPT_API int dataset_read(Dataset *data, const char *dir, Size n_px);
 IGPT_API void dataset_free(Dataset *data); // and zero it; a zeroed one is left as it is
 
 /* Read one binary PPM (P6) or PGM (P5; r = g = b), up to 32768 pixels a side and maxval 65535, the
-   first of the file, and bring it to rgb (px, px, 3) as image_resize does. */
+   first of the file, with a header of up to 4096 bytes, and bring it to rgb (px, px, 3) as
+   image_resize does. */
 IGPT_API int image_read(const char *path, uint8_t *rgb, Size px);
 
 /* Bring the centre square of rgb (height, width, 3; 1 to 32768 a side) to out (px, px, 3; px 1 to

@@ -1428,8 +1428,8 @@ static void test_records_refused(void) {
         "idx idx/" TRAIN " 0x803 4 6 4 96",
         "idx idx/" LABELS " 0x803 2 0 0 2 => " LABELS ": wrong magic number 0x00000803",
         "folder idx/cat => " LABELS ": No such file",
-        "text idx/" LABELS ".gz \37\213 => " LABELS " is packed: run gunzip -k",
-        "text packed/" TRAIN ".gz \37\213 => " TRAIN " is packed: run gunzip -k",
+        "text idx/" LABELS ".gz \37\213 => " LABELS " is packed: ... gunzip -k",
+        "text packed/" TRAIN ".gz \37\213 => " TRAIN " is packed: ... gunzip -k",
         "folder bad => bad: no data set found ... data_batch_1.bin (CIFAR-10) ... train.bin (CIFAR-"
         "100) ... train_X.bin (STL-10) ... train-images-idx3-ubyte (IDX) ... *.ppm and *.pgm",
         "records bad/data_batch_1.bin 3 3073 0 0",
@@ -1448,6 +1448,8 @@ static void test_records_refused(void) {
         "folder bad/batches.meta.txt => batches.meta.txt: it is a folder",
         "folder bad/cat == train 0 1 2 | test 0 1 |", // a sub-folder without pictures
         "text bad/cat/a.ppm P6 1 1 255\nabc => bad: ... PPM ... CIFAR-10",
+        "text c10/batches.meta.txt a\nb\nK\xf6ln\n" // no UTF-8: Latin-1
+        " == train 0 1 0 1 2 | test 2 | a,b,K\xc3\xb6ln.",
         "records bad/test.bin 1 3074 1 0 => bad: ... CIFAR-10 ... CIFAR-100",
         NULL,
     };
@@ -1532,7 +1534,7 @@ static void test_folders(void) {
         "folder tree/train/cat => train/cat: no picture",
         "pictures tree/test/emu 1 10 => test/emu ... no training pictures",
         "folder tree/train/emu => train/emu: no picture",
-        "text tree/train/emu/1.jpg ? => train/emu/1.jpg ... mogrify ... train/emu'/*.jpg",
+        "text tree/train/emu/1.jpg ? => train/emu/1.jpg ... in that folder: mogrify ... ./*.jpg",
         "pictures half/train/owl 2 30 => half/test: No such file",
         "folder half/test => half ... 0 for testing",
         "pictures alone 1 0 => alone: pictures: 1 for training, 0 for testing",
@@ -1544,14 +1546,14 @@ static void test_folders(void) {
         "30/2 | test 4/0 11/0 21/1 | a,b,c.",
         "pictures flat 6 10 == train 10/- 11/- 12/- 14/- 15/- | test 13/- | .", // no classes
         // Pictures that cannot be read; where one can be read, others beside it are no matter.
-        "text foreign/b.JPG ? => foreign/b.JPG ... mogrify ... foreign'/*.JPG",
-        "text foreign/c.jpeg ? => foreign/c.jpeg ... mogrify ... foreign'/*.jpeg",
-        "text foreign/d.png ? => foreign/d.png ... mogrify ... foreign'/*.png",
+        "text foreign/b.JPG ? => foreign/b.JPG ... mogrify ... ./*.JPG",
+        "text foreign/c.jpeg ? => foreign/c.jpeg ... mogrify ... ./*.jpeg",
+        "text foreign/d.png ? => foreign/d.png ... mogrify ... ./*.png",
         "text foreign/d.png ?",
         "pictures foreign 2 0 == train ... | test ... | ",
-        "text classes/cat/1.png ? => cat/1.png ... mogrify ... cat'/*.png",
+        "text classes/cat/1.png ? => cat/1.png ... mogrify ... ./*.png",
         "pictures classes/dog 2 0 => classes/cat: no picture",
-        "text classes/cat/1.png ? => cat/1.png ... mogrify ... cat'/*.png",
+        "text classes/cat/1.png ? => cat/1.png ... mogrify ... ./*.png",
         "text classes/cat/notes.txt ? => classes/cat: no picture",
         // Where no sub-folder has pictures, none is a class: there is no data set at all.
         "folder none/docs => none: no data set found ... data_batch_1.bin (CIFAR-10)",
@@ -2691,6 +2693,10 @@ static void test_bert_commands(void) {
     IGPT(0, "", "eval --model $S/masked --masks 1 --mask-prob 0.9");
     CHECK(printed("nats_per_pixel") > one + 0.1, "seeing less should be harder: %s", igpt_output);
     IGPT(1, "BERT", "sample --model $S/masked --out $S/drawn");
+    IGPT(0, "", "finetune --model $S/masked --steps 1 --masks 1 --quiet --out $S/unmasked");
+    IGPT(1, "all steps are saved, not tested",
+         "--version & wait; (sleep 1; kill -TERM $$; sleep 5; kill -KILL $$) >/dev/null 2>&1 & "
+         "exec ${IGPT:-./igpt} finetune --resume --masks 10000 --quiet --out $S/unmasked");
     IGPT(0, "no samples.png", "train --init $S/masked --steps 1 --out $S/more");
 }
 
@@ -2779,6 +2785,10 @@ static void test_nothing_lost(void) {
          "$S/shared/train_state.safetensors "
          "]; do kill -0 $! || exit; done; ${IGPT:-./igpt} train --resume --out $S/shared; s=$?; "
          "kill -9 $!; exit $s");
+    IGPT(1, "another run is writing there", // a palette that comes too late would replace the run's
+         "palette --n-px 24 --n-vocab 256 --out $S/raced & until [ -d $S/raced ]; do kill -0 $! || "
+         "exit; "
+         "done; sleep 0.2; ${IGPT:-./igpt} " TINY "--steps 1 --out $S/raced; s=$?; wait; exit $s");
     files_make(8, record_sets); // folders beside records: one that is not there, one that is shut
     REQUIRE(!symlink("nowhere", scratch_path("c100/test")) &&
             !mkdir(scratch_path("c100/train"), 0));
@@ -2791,6 +2801,8 @@ static void test_nothing_lost(void) {
     REQUIRE(!model_load(&m, scratch_path("kept")));
     for (Size i = 0; i < m.n_params; i++) m.params[i] = (real)3e38; // overflows in the first norm
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
+    IGPT(1, "not finite", "sample --model $S/huge --out $S/drawn");
+    IGPT(1, "not finite", "probe --model $S/huge --out $S/drawn");
     IGPT(1, "no longer finite", "train --init $S/huge --overwrite --steps 3 --out $S/kept");
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
     IGPT(1, "File too large",
@@ -2806,18 +2818,65 @@ static void test_nothing_lost(void) {
     IGPT(1, "tensor : expected",
          "--version & wait; ulimit -v 200000; exec ./igpt sample --model $S/huge");
     IGPT(1, "holds a model", "palette --out $S/kept");
+    IGPT(1, "which would be lost",
+         "probe --model $S/kept --out $S/drawn --features $S/kept/model.safetensors");
     IGPT(0, "", "finetune --model $S/kept --out $S/best --steps 2 --batch 2 --quiet");
     const char *path = scratch_path("best/train_state.safetensors");
     Safetensors state;
-    Stored s;
+    Stored s, rows, best;
     Size n;
-    REQUIRE(!safetensors_open(&state, path) && safetensors_find(&state, "moments", &s));
+    REQUIRE(!safetensors_open(&state, path) && safetensors_find(&state, "moments", &s) &&
+            safetensors_find(&state, "rows", &rows) && safetensors_find(&state, "best", &best));
     safetensors_close(&state);
     uint8_t *bytes = read_bytes(path, &n);
-    memset(bytes + s.end - 4, 0xff, 4); // the last of the best weights is NaN
-    write_bytes(path, bytes, n);
-    IGPT(1, "not those of a run", "finetune --resume --out $S/best");
+    IGPT(1, "--steps 1: the run in", "finetune --resume --steps 1 --out $S/best");
+    const Size places[] = {s.end - 4, rows.begin,
+                           best.begin}; // weights; where the log, the best began
+    for (int i = 0; i < 3; i++) {
+        uint8_t *changed = memcpy(zeros(n, 1), bytes, n);
+        memset(changed + places[i], 0xff, i ? 8 : 4); // NaN
+        write_bytes(path, changed, n);
+        IGPT(1, "not those of a run", "finetune --resume --out $S/best");
+    }
+    remove(path);
+    IGPT(1, "best holds a model: --overwrite replaces", "finetune --model $S/best --out $S/best");
     model_free(&m);
+    REQUIRE(!model_load(&m, scratch_path("best")));
+    const Size head = m.tensors[m.n_tensors - 1].offset;
+    for (Size i = head; i < m.n_params; i++) m.params[i] = (real)3e38;
+    REQUIRE(!model_save(&m, scratch_path("best"), F32));
+    IGPT(1, "loss is not finite", "eval --model $S/best");
+    model_free(&m);
+}
+
+/* Files, folders and names as they come: as large as a header does not say, with escape sequences,
+   of other classes than before, of the run before. */
+static void test_strange_names(void) {
+    static const char *const files[] = {"pictures two/a 4 0", "pictures two/b 4 90", NULL};
+    char data[4096];
+    files_make(1, files);
+    IGPT(0, "", TINY "--steps 2 --data $S/two --out $S/plain");
+    IGPT(0, "", "finetune --model $S/plain --data $S/two --steps 2 --batch 2 --quiet --out $S/ab");
+    REQUIRE(!rename(scratch_path("two/b"), scratch_path("two/c")) &&
+            !access(scratch_path("plain/samples.png"), R_OK));
+    IGPT(1, "other classes than the run", "finetune --resume --out $S/ab");
+    IGPT(0, "", TINY "--objective bert --overwrite --steps 2 --data $S/two --out $S/plain");
+    CHECK(access(scratch_path("plain/samples.png"), F_OK), "samples of the run before were left");
+    REQUIRE(realpath("data/emoji", data) && !symlink(data, scratch_path("red\033[31m")));
+    IGPT(0, "red?[31m: pictures", "train " SMALL "--steps 1 --data $S/red* --out $S/red1");
+    // 1 GiB behind a header that says otherwise
+    write_bytes(scratch_path("a.ppm"), "P6 1 1 255\nabc", 14);
+    files_make(8, record_sets);
+    REQUIRE(!truncate(scratch_path("a.ppm"), 1 << 30) &&
+            !truncate(scratch_path("idx/train-images-idx3-ubyte"), 1 << 30));
+    IGPT(0, "completions",
+         "--version & wait; ulimit -v 200000; exec ${IGPT:-./igpt} complete --threads 1 --model "
+         "data/emoji-ar "
+         "--n 1 --image $S/a.ppm --out $S/drawn");
+    IGPT(1, "expected a header of 16 and 4 records",
+         "--version & wait; ulimit -v 200000; exec ${IGPT:-./igpt} eval --threads 1 --model "
+         "data/emoji-ar "
+         "--data $S/idx");
 }
 
 /* Signals as they come in practice. A pair that a shell or timeout sends ends a run after its step,
@@ -2846,21 +2905,24 @@ static void test_signals(void) {
 
 /* Run the command twice in ./igpt_fault (data/fault.h), side by side: call number n of a kind
    fails, once and from then on. It must say so in one sentence, leave no .part file, and in its
-   folder a model and a state that can be read. Returns whether the call came at all. */
+   folder a model and a state that can be read: where --overwrite has given up the run of before and
+   names cannot be had, under those that end in .part. Returns whether the call came at all. */
 static int fault_came(const char *command, const char *kind, long n) {
     enum { SPARED = 77 };
     static const char *const modes[] = {"once", "on"};
     char line[1024], output[2048];
     int came = 0, before = n_kept, folder = !strcmp(kind, "folder"); // then there is none yet
+    int given_up = strstr(command, "--overwrite") != NULL,
+        renames = !strcmp(kind, "rename") || !strcmp(kind, "sync");
     FILE *f[2];
     for (int k = 0; k < 2; k++) {
         snprintf(line, sizeof line,
                  "S='%s'; O=$S/%s; %s; IGPT_FAULT='%s %ld %s' ./igpt_fault %s --quiet --threads 1 "
-                 "2>&1 >$S/%s.txt; s=$?; for f in $O/*.part $O/*/*.part; do [ -e $f ] && echo left "
-                 "$f; done; "
+                 "2>&1 >$S/%s.txt; s=$?; for f in $O/*.part $O/*/*.part; do [ -e $f ] && %s; done; "
                  "exit $s",
                  scratch, modes[k], folder ? "rm -rf $O/new; O=$O/new/deep" : "cp $S/seed/* $O",
-                 kind, n, modes[k], command, modes[k]);
+                 kind, n, modes[k], command, modes[k],
+                 given_up && renames ? "mv $f ${f%.part}" : "echo left $f");
         if (!(f[k] = popen(line, "r"))) abort();
     }
     for (int k = 0; k < 2; k++) {
@@ -2876,9 +2938,9 @@ static int fault_came(const char *command, const char *kind, long n) {
         int no_model = model_load(&m, scratch_path(modes[k]));
         int bad = no_model |
                   safetensors_open(&state, scratch_path("%s/train_state.safetensors", modes[k]));
-        int given_up = strstr(command, "--overwrite") && // the run of before is no longer there
-                       access(scratch_path("%s/train_state.safetensors", modes[k]), F_OK);
-        CHECK(!bad || given_up, "%s %ld %s: %s: %s", kind, n, modes[k], command, error_text());
+        int gone = given_up && !renames && // the run of before is no longer there
+                   access(scratch_path("%s/train_state.safetensors", modes[k]), F_OK);
+        CHECK(!bad || gone, "%s %ld %s: %s: %s", kind, n, modes[k], command, error_text());
         safetensors_close(&state);
         if (!no_model) model_free(&m);
     }
@@ -3035,6 +3097,7 @@ static const struct {
     {"command line: palette", test_palette_command, FLOAT_ONLY},
     {"command line: nothing lost, nothing let in", test_nothing_lost, FLOAT_ONLY},
     {"command line: signals", test_signals, FLOAT_ONLY},
+    {"command line: strange names and files", test_strange_names, FLOAT_ONLY},
     {"command line: every fault", test_faults, FLOAT_ONLY},
     {"command line: strange files of data/fuzz", test_strange_files, FLOAT_ONLY},
     {"command line: another program, two models", test_example, FLOAT_ONLY},

@@ -22,9 +22,9 @@ static int complete(const char *dir, const char *path) {
     int bad = !sampler || !rgb || images_quantise(&data.test, model.palette, model.config.n_vocab);
     if (!bad) {
         uint16_t *tokens = data.test.tokens; // the first picture; its second half is drawn anew
-        sample_positions(&model, sampler, tokens, 1, 0, T, T / 2, &drawing);
+        bad = sample_positions(&model, sampler, tokens, 1, 0, T, T / 2, &drawing);
         palette_colours(rgb, tokens, T, model.palette);
-        bad = sheet_write(path, rgb, 1, px, 1);
+        bad = bad || sheet_write(path, rgb, 1, px, 1);
     }
     free(rgb);
     free(sampler);
