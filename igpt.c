@@ -848,12 +848,14 @@ Team team_new(void) {
    thread each, so every sum has one order, whatever the number of threads. */
 
 /* RMS norm (the released model's "layer norm": neither mean-centred nor shifted).
-   n_i = x_i s g_i with s = 1 / sqrt(mean(x^2) + eps). */
+   n_i = x_i s g_i with s = 1 / sqrt(mean(x^2) + eps). Where the mean overflows, s would be 0 and hide
+   it: a row that is not finite stays so. */
 void rms_forward(real *out, real *inv, const real *x, const real *gain, Size rows, Size d) {
 #pragma omp parallel for schedule(static)
     for (Size r = 0; r < rows; r++) {
         const real *in = x + r * d;
-        real *o = out + r * d, s = 1 / (real)sqrt(dot(in, in, d) / (real)d + 1e-5);
+        real *o = out + r * d, mean = dot(in, in, d) / (real)d;
+        real s = isfinite(mean) ? 1 / (real)sqrt(mean + 1e-5) : (real)NAN;
         for (Size i = 0; i < d; i++) o[i] = in[i] * s * gain[i];
         inv[r] = s;
     }
@@ -2338,8 +2340,10 @@ static int folder_make(const char *path) {
     for (size_t i = 0; i < PATH_SIZE - 1 && path[i]; i++) {
         part[i] = path[i];
         int ends = path[i + 1] == '/' || !path[i + 1];
-        if (ends && path_kind(part) != FOLDER && folder_create(part))
-            return fail("cannot make the folder %s: %s", part, strerror(errno));
+        if (!ends || path_kind(part) == FOLDER || !folder_create(part)) continue;
+        int reason = errno;
+        if (path_kind(part) != FOLDER) // else another process has just made it
+            return fail("cannot make the folder %s: %s", part, strerror(reason));
     }
     return 0;
 }
@@ -2413,8 +2417,9 @@ static int pnm_read(FILE *f, const char *path, uint8_t *out, Size px) {
     Size width = pnm_number(&p, MAX_SIDE), height = pnm_number(&p, MAX_SIDE);
     Size maxval = pnm_number(&p, 65535);
     if (width < 0 || height < 0 || maxval < 0)
-        return fail("%s: its header has no width and height of 1 to %d, and maxval to 65535", path,
-                    MAX_SIDE);
+        return fail("%s: its header, of %d bytes at most, has no width and height of 1 to %d, and "
+                    "maxval to 65535",
+                    path, MOST, MAX_SIDE);
     Size channels = header[1] == '5' ? 1 : 3,
          size = maxval > 255 ? 2 : 1; // of a sample, big-endian
     Size samples = width * height * channels, n = samples * size, start = p - header;
@@ -2596,7 +2601,7 @@ static int records_read(Dataset *data, const Layout *layout, int is, FILE *f, co
     if (dims == 1 && n != set->n) return fail("%s: %lld labels for %lld pictures", path, n, set->n);
     Size step[3] = {layout->by_column ? 1 : w, layout->by_column ? h : 1, header ? 0 : h * w};
     Size start = dims == 1 ? 0 : set->n, first = layout->first_label;
-    uint8_t *record = zalloc(size, 1);
+    uint8_t *record = zalloc(n ? size : 0, 1);
     int bad = !record;
     for (Size i = 0; i < n && !bad; i++) {
         uint8_t *rgb = dims == 1 ? NULL : images_add(set);
@@ -2678,6 +2683,8 @@ static int class_read(Dataset *data, Images *set, const char *dir, const char *c
     if (!class && known)
         return fail("%s: pictures lie beside the classes' folders, not in one", dir);
     int label = class ? class_number(data, class) : NO_LABEL, bad = label < 0;
+    if (class && set != &data->test && data->n_class == known)
+        return fail("%s: another folder is of class %s, too", dir, data->class_names[label]);
     if (set == &data->test && data->n_class > known)
         return fail("%s: no training pictures are of this class", dir);
     if (!set) held = hold_out(index, n, 15, class ? label : -1);
@@ -4052,7 +4059,7 @@ static int options_read(Options *o, char **words, int n, int source) {
 /* The same from a text, of which a copy stays in memory until the command ends. */
 static int text_read(Options *o, const char *text, const char *separator, int source) {
     char *copy = strcpy(need_memory(strlen(text) + 1, 1), text);
-    char **words = need_memory(strlen(text) + 1, sizeof *words); // more than there can be
+    char **words = need_memory(strlen(text) / 2 + 1, sizeof *words); // as many as there can be
     int n = 0;
     for (char *word = strtok(copy, separator); word; word = strtok(NULL, separator))
         words[n++] = word;
@@ -4219,8 +4226,9 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
         for (Size row = 0, end; row < px && !interrupted; row = end) {
             progress("drawing", i * px + count * row, n * px);
             end = min(row + 2, px);
-            need(!sample_positions(m, sampler, tokens, count, row * px, end * px, rows * px,
-                                   &drawing));
+            if (sample_positions(m, sampler, tokens, count, row * px, end * px, rows * px,
+                                 &drawing))
+                stop("%s: %s", o->model ? o->model : o->out, error_text());
             if (!visible) continue;
             progress_clear();
             if (lines) completions_line(rgb, m, originals + i / B * T, rows, tokens, shown);
@@ -4234,14 +4242,14 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
 }
 
 /* What sheet_write and its PNG will take for n pictures, before these are drawn. */
-static void need_sheet(Size n, Size px) {
-    Size side = (px < 96 ? 96 : px) + 4; // as there, or a little more
-    free(need_memory(n * side * side, 3 + 3 + 1));
+static void need_sheet(Size n, const Config *c) {
+    Size side = (c->n_px < 96 ? 96 : c->n_px) + 4; // as there, or a little more
+    free(need_memory(n * side * side, c->n_vocab < 256 ? 3 + 1 + 1 : 3 + 1 + 3));
 }
 
 static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows,
                           const uint16_t *originals) {
-    need_sheet(originals ? n + 2 * n / o->n : n, m->config.n_px);
+    need_sheet(originals ? n + 2 * n / o->n : n, &m->config);
     double began = seconds_now();
     draw_pictures(o, m, tokens, n, rows, originals);
     double seconds = seconds_now() - began;
@@ -4479,7 +4487,8 @@ static void state_list(const Run *r, Stored list[N_STATE]) {
 
 static void state_load(Run *r, const Safetensors *file) {
     Stored list[N_STATE], found = {.n_dim = 0};
-    if (safetensors_find(file, "rows", &found) && found.shape[0] > 2) {
+    if (safetensors_find(file, "rows", &found) && found.n_dim == 2 && found.shape[0] > 2 &&
+        found.shape[1] == ROW) {
         r->n_rows = found.shape[0] - 1;
         r->log = need_memory(found.shape[0], sizeof *r->log);
     }
@@ -4605,8 +4614,13 @@ static void need_room(Options *o, Config c) {
     model_free(&sizes);
 }
 
+/* Is there a model or a run, whole or what a kill or a fault has left of its save? */
 static int holds_model(const char *dir) {
-    return path_kind(file_in(dir, "config.json")) != NOTHING;
+    static const char *const names[] = {"config.json", "model.safetensors", STATE,
+                                        "train_state.safetensors.part"};
+    int k = 0;
+    while (k < 4 && path_kind(file_in(dir, names[k])) == NOTHING) k++;
+    return k < 4;
 }
 
 /* Not to lose a run by typing its command again, nor a model that came from elsewhere. */
@@ -4616,7 +4630,8 @@ static void run_refuse(const Options *o) {
     if (o->resume || o->overwrite) return;
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING) {
-        if (holds_model(o->out)) stop("%s holds a model: --overwrite replaces it", o->out);
+        if (holds_model(o->out))
+            stop("%s holds a model or what a save has left: --overwrite replaces it", o->out);
         return;
     }
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
@@ -4765,12 +4780,15 @@ static void run_report(Run *r, int testing) {
     if (!r->log) stop("out of memory for the log");
     Row row = r->log[r->n_rows];
     double steps = row.step - r->log[r->n_rows - 1].step;
-    row.seconds = seconds_now() - r->began;
-    row.train.gen = r->o->gen_weight > 0 ? row.train.gen / steps : NAN;
-    row.train.clf /= steps;
+    if (steps > 0) {
+        row.seconds = seconds_now() - r->began;
+        row.train.gen = r->o->gen_weight > 0 ? row.train.gen / steps : NAN;
+        row.train.clf /= steps;
+    } else row = r->log[r->n_rows - 1]; // is finished, but was not tested
     row.held = (Scores){NAN, NAN, NAN};
     if (testing && run_test(r, &row)) return;
-    r->log[r->n_rows++] = row;
+    r->n_rows += steps > 0;
+    r->log[r->n_rows - 1] = row;
     r->log[r->n_rows] = (Row){.step = row.step, .lr = row.lr};
     if (testing) loss_chart(r, file_in(r->o->out, "loss.svg"));
 }
@@ -4801,14 +4819,18 @@ static void run_save(Run *r) {
     need(!safetensors_write(file_in(r->o->out, STATE), list, N_STATE, metadata));
     waiting.together = 0;
     int replaces = !r->saved && !r->o->resume && holds_model(r->o->out);
-    for (size_t i = 0; i < sizeof going / sizeof *going && replaces; i++)
-        file_remove(file_in(r->o->out, going[i]));
+    for (size_t i = 0; i < sizeof going / sizeof *going && replaces; i++) {
+        const char *path = file_in(r->o->out, going[i]);
+        file_remove(path);
+        if (path_kind(path) != NOTHING) stop("cannot remove %s", path);
+    }
     for (int i = 0; i < waiting.n; i++)
         if (file_replace(hidden(waiting.path[i]), waiting.path[i])) {
             int reason = errno;
             if (replaces) waiting.n = 0;
             stop("cannot write %s: %s%s", waiting.path[i], strerror(reason),
-                 replaces ? "; the files that were to come are those that end in .part" : "");
+                 replaces ? "; take .part off the names that end in it, then go on with --resume"
+                          : "");
         }
     waiting.n = 0;
     r->saved = 1;

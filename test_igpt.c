@@ -1556,6 +1556,8 @@ static void test_folders(void) {
         "text classes/cat/1.png ? => cat/1.png ... mogrify ... ./*.png",
         "text classes/cat/notes.txt ? => classes/cat: no picture",
         // Where no sub-folder has pictures, none is a class: there is no data set at all.
+        "pictures same/caf\xe9 2 0", // one name in Latin-1 and in UTF-8
+        "pictures same/caf\xc3\xa9 2 9 => another folder is of class",
         "folder none/docs => none: no data set found ... data_batch_1.bin (CIFAR-10)",
         NULL,
     };
@@ -2586,18 +2588,31 @@ static void test_train_eval_sample(void) {
     CHECK(!strstr(igpt_output, "\033["), "escape sequences where no terminal is: %s", igpt_output);
 }
 
-/* A long command line is kept, and a state without a row in its log is tested first. A progress.png
-   that is full keeps every other line: of 25 tests 15, the last one the newest. */
+/* A long command line is kept. A run that is killed and resumed to end where it is has its last test,
+   whether its state has a row in the log for it (each 20th step) or not. A progress.png that is full
+   keeps every other line: of 25 tests 15, the last one the newest. */
 static void test_resume_extremes(void) {
 #    define TINY "train --n-layer 1 --n-embd 8 --n-head 1 --n-px 4 --n-vocab 6 --batch 2 --quiet "
-    char repeated[60 * 7 + 1] = "";
+    char repeated[60 * 7 + 1] = "", step[16], row[24];
+    Safetensors state;
     for (int i = 0; i < 60; i++) strcat(repeated, "--lr 1 ");
     IGPT(0, "", TINY "%s --lr 0.001 --steps 3 --out $S/long", repeated);
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/long");
-    IGPT(0, "",
-         TINY "--steps 4000 --save-every 1 --out $S/young & until "
-              "[ -e $S/young/train_state.safetensors ]; do kill -0 $! || exit; done; kill -9 $!");
-    IGPT(0, "unigram_nats", "train --resume --steps 1 --out $S/young");
+    for (int every = 1; every <= 20; every += 19) {
+        IGPT(0, "",
+             TINY
+             "--steps 4000 --eval-every 4000 --save-every %d --overwrite --out $S/young & until "
+             "[ -e $S/young/train_state.safetensors ]; do kill -0 $! || exit; done; kill -9 $!",
+             every);
+        REQUIRE(!safetensors_open(&state, scratch_path("young/train_state.safetensors")) &&
+                !safetensors_metadata(&state, "step", step, sizeof step));
+        safetensors_close(&state);
+        IGPT(0, "train_nats_per_pixel", "train --resume --steps %s --out $S/young", step);
+        CHECK(!strstr(igpt_output, "nan"), "%s", igpt_output);
+        snprintf(row, sizeof row, "\n%s,", step);
+        CHECK(count_words(log_read("young"), row) == 1, "step %s: %s", step, log_read("young"));
+        remove(scratch_path("young/train_state.safetensors"));
+    }
     IGPT(0, "", TINY "--steps 25 --eval-every 1 --out $S/full");
     const uint8_t *lines = png_read(scratch_path("full/progress.png"), 804, 1504, 3);
     const uint8_t *samples = png_read(scratch_path("full/samples.png"), 804, 504, 3);
@@ -2803,6 +2818,12 @@ static void test_nothing_lost(void) {
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
     IGPT(1, "not finite", "sample --model $S/huge --out $S/drawn");
     IGPT(1, "not finite", "probe --model $S/huge --out $S/drawn");
+    for (Size i = 0; i < m.n_params; i++)
+        m.params[i] = (real)(i % 2 ? 1e25 : -1e25); // of squares, too
+    REQUIRE(!model_save(&m, scratch_path("huge"), F32));
+    IGPT(1, "not finite", "eval --model $S/huge");
+    for (Size i = 0; i < m.n_params; i++) m.params[i] = (real)3e38;
+    REQUIRE(!model_save(&m, scratch_path("huge"), F32));
     IGPT(1, "no longer finite", "train --init $S/huge --overwrite --steps 3 --out $S/kept");
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
     IGPT(1, "File too large",
@@ -2818,6 +2839,11 @@ static void test_nothing_lost(void) {
     IGPT(1, "tensor : expected",
          "--version & wait; ulimit -v 200000; exec ./igpt sample --model $S/huge");
     IGPT(1, "holds a model", "palette --out $S/kept");
+    IGPT(1, "take .part off", // the run of before is gone, this one's files wait
+         "--version & wait; cp -r $S/kept $S/half; IGPT_FAULT='rename 2 once' exec "
+         "./igpt_fault " TINY "--overwrite --seed 2 --steps 3 --out $S/half");
+    IGPT(1, "what a save has left", TINY "--steps 3 --out $S/half");
+    IGPT(1, "holds a model", "palette --out $S/half");
     IGPT(1, "which would be lost",
          "probe --model $S/kept --out $S/drawn --features $S/kept/model.safetensors");
     IGPT(0, "", "finetune --model $S/kept --out $S/best --steps 2 --batch 2 --quiet");
@@ -2839,7 +2865,8 @@ static void test_nothing_lost(void) {
         IGPT(1, "not those of a run", "finetune --resume --out $S/best");
     }
     remove(path);
-    IGPT(1, "best holds a model: --overwrite replaces", "finetune --model $S/best --out $S/best");
+    IGPT(1, "best holds a model or what a save has left: --overwrite replaces",
+         "finetune --model $S/best --out $S/best");
     model_free(&m);
     REQUIRE(!model_load(&m, scratch_path("best")));
     const Size head = m.tensors[m.n_tensors - 1].offset;
@@ -2867,6 +2894,8 @@ static void test_strange_names(void) {
     // 1 GiB behind a header that says otherwise
     write_bytes(scratch_path("a.ppm"), "P6 1 1 255\nabc", 14);
     files_make(8, record_sets);
+    static const char *const vast[] = {"idx idx/train-images-idx3-ubyte 0x803 0 32768 32768 0",
+                                       NULL};
     REQUIRE(!truncate(scratch_path("a.ppm"), 1 << 30) &&
             !truncate(scratch_path("idx/train-images-idx3-ubyte"), 1 << 30));
     IGPT(0, "completions",
@@ -2875,8 +2904,11 @@ static void test_strange_names(void) {
          "--n 1 --image $S/a.ppm --out $S/drawn");
     IGPT(1, "expected a header of 16 and 4 records",
          "--version & wait; ulimit -v 200000; exec ${IGPT:-./igpt} eval --threads 1 --model "
-         "data/emoji-ar "
-         "--data $S/idx");
+         "data/emoji-ar --data $S/idx");
+    files_make(8, vast); // pictures of 1 GiB each, but none of them
+    IGPT(1, "4 labels for 0 pictures",
+         "--version & wait; ulimit -v 200000; exec ${IGPT:-./igpt} eval --threads 1 --model "
+         "data/emoji-ar --data $S/idx");
 }
 
 /* Signals as they come in practice. A pair that a shell or timeout sends ends a run after its step,
