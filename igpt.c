@@ -2683,7 +2683,7 @@ static int class_read(Dataset *data, Images *set, const char *dir, const char *c
     if (!class && known)
         return fail("%s: pictures lie beside the classes' folders, not in one", dir);
     int label = class ? class_number(data, class) : NO_LABEL, bad = label < 0;
-    if (class && set != &data->test && data->n_class == known)
+    if (!bad && class && set != &data->test && data->n_class == known)
         return fail("%s: another folder is of class %s, too", dir, data->class_names[label]);
     if (set == &data->test && data->n_class > known)
         return fail("%s: no training pictures are of this class", dir);
