@@ -3601,11 +3601,10 @@ int png_write(const char *path, const uint8_t *rgb, Size width, Size height) {
     return f ? file_finish(f, path, 0) : -1;
 }
 
-enum { GROUND = 0xe8 }; // the grey that sheets lie on
+enum { GROUND = 0xe8 };      // the grey that sheets lie on
+enum { CELL = 96, GAP = 4 }; // each picture is about so wide there, so far apart
 
-/* Each picture about CELL pixels wide, GAP apart. */
 int sheet_write(const char *path, const uint8_t *rgb, Size n, Size px, Size columns) {
-    enum { CELL = 96, GAP = 4 };
     Size zoom = px < CELL ? CELL / px : 1, side = px * zoom + GAP;
     Size width = columns * side + GAP, height = ceil_div(n, columns) * side + GAP;
     uint8_t *sheet = zalloc(width * height, 3);
@@ -4243,7 +4242,7 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
 
 /* What sheet_write and its PNG will take for n pictures, before these are drawn. */
 static void need_sheet(Size n, const Config *c) {
-    Size side = (c->n_px < 96 ? 96 : c->n_px) + 4; // as there, or a little more
+    Size side = (c->n_px < CELL ? CELL : c->n_px) + GAP; // as there, or a little more
     free(need_memory(n * side * side, c->n_vocab < 256 ? 3 + 1 + 1 : 3 + 1 + 3));
 }
 
@@ -4627,13 +4626,10 @@ static int holds_model(const char *dir) {
 static void run_refuse(const Options *o) {
     Safetensors state;
     char steps[32] = "?";
-    if (o->resume || o->overwrite) return;
+    if (o->resume || o->overwrite || !holds_model(o->out)) return;
     const char *path = file_in(o->out, STATE);
-    if (path_kind(path) == NOTHING) {
-        if (holds_model(o->out))
-            stop("%s holds a model or what a save has left: --overwrite replaces it", o->out);
-        return;
-    }
+    if (path_kind(path) == NOTHING)
+        stop("%s holds a model or what a save has left: --overwrite replaces it", o->out);
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
     stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
          steps);
@@ -4806,6 +4802,7 @@ static void run_save(Run *r) {
                               NULL};
     Stored list[N_STATE];
     Row *now = &r->log[r->n_rows];
+    int replaces = !r->saved && !r->o->resume && holds_model(r->o->out); // before this save's parts
     snprintf(step, sizeof step, "%.0f", now->step);
     for (Size i = 0; i < r->adam.n; i++) {
         need_finite(r, (double)r->adam.params[i]);
@@ -4818,7 +4815,6 @@ static void run_save(Run *r) {
     log_write(r, file_in(r->o->out, "log.csv"));
     need(!safetensors_write(file_in(r->o->out, STATE), list, N_STATE, metadata));
     waiting.together = 0;
-    int replaces = !r->saved && !r->o->resume && holds_model(r->o->out);
     for (size_t i = 0; i < sizeof going / sizeof *going && replaces; i++) {
         const char *path = file_in(r->o->out, going[i]);
         file_remove(path);

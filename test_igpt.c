@@ -1555,9 +1555,9 @@ static void test_folders(void) {
         "pictures classes/dog 2 0 => classes/cat: no picture",
         "text classes/cat/1.png ? => cat/1.png ... mogrify ... ./*.png",
         "text classes/cat/notes.txt ? => classes/cat: no picture",
-        // Where no sub-folder has pictures, none is a class: there is no data set at all.
         "pictures same/caf\xe9 2 0", // one name in Latin-1 and in UTF-8
         "pictures same/caf\xc3\xa9 2 9 => another folder is of class",
+        // Where no sub-folder has pictures, none is a class: there is no data set at all.
         "folder none/docs => none: no data set found ... data_batch_1.bin (CIFAR-10)",
         NULL,
     };
@@ -2814,16 +2814,14 @@ static void test_nothing_lost(void) {
          "--model data/emoji-ar --n 9 --out $S/tight");
     CHECK(!rmdir(scratch_path("tight")), "a part is left");
     REQUIRE(!model_load(&m, scratch_path("kept")));
-    for (Size i = 0; i < m.n_params; i++) m.params[i] = (real)3e38; // overflows in the first norm
+    for (Size i = 0; i < m.n_params; i++)
+        m.params[i] = (real)(i % 2 ? 1e25 : -1e25); // whose squares overflow in the first norm
+    REQUIRE(!model_save(&m, scratch_path("huge"), F32));
+    IGPT(1, "not finite", "eval --model $S/huge");
+    for (Size i = 0; i < m.n_params; i++) m.params[i] = (real)3e38; // and whose sums do
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
     IGPT(1, "not finite", "sample --model $S/huge --out $S/drawn");
     IGPT(1, "not finite", "probe --model $S/huge --out $S/drawn");
-    for (Size i = 0; i < m.n_params; i++)
-        m.params[i] = (real)(i % 2 ? 1e25 : -1e25); // of squares, too
-    REQUIRE(!model_save(&m, scratch_path("huge"), F32));
-    IGPT(1, "not finite", "eval --model $S/huge");
-    for (Size i = 0; i < m.n_params; i++) m.params[i] = (real)3e38;
-    REQUIRE(!model_save(&m, scratch_path("huge"), F32));
     IGPT(1, "no longer finite", "train --init $S/huge --overwrite --steps 3 --out $S/kept");
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
     IGPT(1, "File too large",
@@ -2840,10 +2838,14 @@ static void test_nothing_lost(void) {
          "--version & wait; ulimit -v 200000; exec ./igpt sample --model $S/huge");
     IGPT(1, "holds a model", "palette --out $S/kept");
     IGPT(1, "take .part off", // the run of before is gone, this one's files wait
-         "--version & wait; cp -r $S/kept $S/half; IGPT_FAULT='rename 2 once' exec "
-         "./igpt_fault " TINY "--overwrite --seed 2 --steps 3 --out $S/half");
-    IGPT(1, "what a save has left", TINY "--steps 3 --out $S/half");
-    IGPT(1, "holds a model", "palette --out $S/half");
+         "--version & wait; cp -r $S/kept $S/halved; IGPT_FAULT='rename 2 once' exec "
+         "./igpt_fault " TINY "--overwrite --seed 2 --steps 3 --out $S/halved");
+    IGPT(1, "what a save has left", TINY "--steps 3 --out $S/halved");
+    IGPT(1, "cannot write", // where nothing was given up, nothing is left
+         "--version & wait; IGPT_FAULT='rename 2 once' exec ./igpt_fault " TINY
+         "--steps 3 --out $S/fresh1");
+    CHECK(!strstr(igpt_output, "take .part off"), "%s", igpt_output);
+    IGPT(1, "holds a model", "palette --out $S/halved");
     IGPT(1, "which would be lost",
          "probe --model $S/kept --out $S/drawn --features $S/kept/model.safetensors");
     IGPT(0, "", "finetune --model $S/kept --out $S/best --steps 2 --batch 2 --quiet");
