@@ -1555,8 +1555,10 @@ static void test_folders(void) {
         "pictures classes/dog 2 0 => classes/cat: no picture",
         "text classes/cat/1.png ? => cat/1.png ... mogrify ... ./*.png",
         "text classes/cat/notes.txt ? => classes/cat: no picture",
-        "pictures same/caf\xe9 2 0", // one name in Latin-1 and in UTF-8
+#if !defined _WIN32 && !defined __APPLE__ // where a name can be any bytes: in Latin-1, in UTF-8
+        "pictures same/caf\xe9 2 0",
         "pictures same/caf\xc3\xa9 2 9 => another folder is of class",
+#endif
         // Where no sub-folder has pictures, none is a class: there is no data set at all.
         "folder none/docs => none: no data set found ... data_batch_1.bin (CIFAR-10)",
         NULL,
