@@ -2603,7 +2603,7 @@ static void test_resume_extremes(void) {
     for (int every = 1; every <= 20; every += 19) {
         IGPT(0, "",
              TINY
-             "--steps 4000 --eval-every 4000 --save-every %d --overwrite --out $S/young & until "
+             "--steps 40000 --eval-every 40000 --save-every %d --overwrite --out $S/young & until "
              "[ -e $S/young/train_state.safetensors ]; do kill -0 $! || exit; done; kill -9 $!",
              every);
         REQUIRE(!safetensors_open(&state, scratch_path("young/train_state.safetensors")) &&
@@ -2712,8 +2712,9 @@ static void test_bert_commands(void) {
     IGPT(1, "BERT", "sample --model $S/masked --out $S/drawn");
     IGPT(0, "", "finetune --model $S/masked --steps 1 --masks 1 --quiet --out $S/unmasked");
     IGPT(1, "all steps are saved, not tested",
-         "--version & wait; (sleep 1; kill -TERM $$; sleep 5; kill -KILL $$) >/dev/null 2>&1 & "
-         "exec ${IGPT:-./igpt} finetune --resume --masks 10000 --quiet --out $S/unmasked");
+         "finetune --resume --masks 10000 --out $S/unmasked 2>$S/said & p=$!; until grep -q "
+         "resuming $S/said; do kill -0 $p || exit; done; sleep 0.5; kill -TERM $p; (sleep 20; kill "
+         "-KILL $p) >/dev/null 2>&1 & wait $p; s=$?; cat $S/said; exit $s");
     IGPT(0, "no samples.png", "train --init $S/masked --steps 1 --out $S/more");
 }
 
@@ -2803,9 +2804,9 @@ static void test_nothing_lost(void) {
          "]; do kill -0 $! || exit; done; ${IGPT:-./igpt} train --resume --out $S/shared; s=$?; "
          "kill -9 $!; exit $s");
     IGPT(1, "another run is writing there", // a palette that comes too late would replace the run's
-         "palette --n-px 24 --n-vocab 256 --out $S/raced & until [ -d $S/raced ]; do kill -0 $! || "
-         "exit; "
-         "done; sleep 0.2; ${IGPT:-./igpt} " TINY "--steps 1 --out $S/raced; s=$?; wait; exit $s");
+         "palette --n-px 24 --n-vocab 256 --out $S/raced 2>$S/raced.txt & until grep -q k-means "
+         "$S/raced.txt; do kill -0 $! || exit; done; ${IGPT:-./igpt} " TINY
+         "--steps 1 --out $S/raced; s=$?; wait; exit $s");
     files_make(8, record_sets); // folders beside records: one that is not there, one that is shut
     REQUIRE(!symlink("nowhere", scratch_path("c100/test")) &&
             !mkdir(scratch_path("c100/train"), 0));
