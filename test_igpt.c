@@ -2433,6 +2433,8 @@ static void igpt_run(int signal_sent, int status, const char *word, const char *
 }
 
 #    define IGPT(status, word, ...) igpt_run(0, status, word, __VA_ARGS__)
+/* Under a limit of memory ./igpt itself runs, not what IGPT calls: a sanitizer alone takes more. */
+#    define LIMITED(kilobytes) "--version & wait; ulimit -v " #kilobytes "; exec ./igpt "
 #    define SMALL "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 "
 
 /* The number behind this name in what the program printed. */
@@ -2714,7 +2716,7 @@ static void test_bert_commands(void) {
     IGPT(1, "all steps are saved, not tested",
          "finetune --resume --masks 10000 --out $S/unmasked 2>$S/said & p=$!; until grep -q "
          "resuming $S/said; do kill -0 $p || exit; done; sleep 0.5; kill -TERM $p; (sleep 20; kill "
-         "-KILL $p) >/dev/null 2>&1 & wait $p; s=$?; cat $S/said; exit $s");
+         "-KILL $p) >/dev/null 2>&1 & k=$!; wait $p; s=$?; kill $k; cat $S/said; exit $s");
     IGPT(0, "no samples.png", "train --init $S/masked --steps 1 --out $S/more");
 }
 
@@ -2794,8 +2796,7 @@ static void test_nothing_lost(void) {
     write_bytes(scratch_path("pipes/pytorch_model.bin"), "", 0);
     IGPT(1, "save_pretrained", "eval --model $S/pipes");
     for (int i = 0; i < 3; i++)
-        IGPT(1, "MB to train, there are 4",
-             "--version & wait; ulimit -v 400000; exec ./igpt train --threads 1 --out $S/large %s",
+        IGPT(1, "MB to train, there are 4", LIMITED(400000) "train --threads 1 --out $S/large %s",
              large[i]);
     IGPT(1, "another run is writing there",
          TINY
@@ -2837,8 +2838,7 @@ static void test_nothing_lost(void) {
     for (Size i = 0; i < KEYS; i++) memcpy(keys + 5 * i, i ? ",'':0" : "{'':0", 5);
     keys[5 * KEYS] = '}';
     REQUIRE(!rename(hand_made(keys, "", 0), scratch_path("huge/model.safetensors")));
-    IGPT(1, "tensor : expected",
-         "--version & wait; ulimit -v 200000; exec ./igpt sample --model $S/huge");
+    IGPT(1, "tensor : expected", LIMITED(200000) "sample --model $S/huge");
     IGPT(1, "holds a model", "palette --out $S/kept");
     IGPT(1, "take .part off", // the run of before is gone, this one's files wait
          "--version & wait; cp -r $S/kept $S/halved; IGPT_FAULT='rename 2 once' exec "
@@ -2896,8 +2896,7 @@ static void test_strange_names(void) {
     CHECK(access(scratch_path("plain/samples.png"), F_OK), "samples of the run before were left");
     REQUIRE(realpath("data/emoji", data) && !symlink(data, scratch_path("red\033[31m")));
     IGPT(0, "red?[31m: pictures", "train " SMALL "--steps 1 --data $S/red* --out $S/red1");
-    // 1 GiB behind a header that says otherwise. As elsewhere under a limit of memory, it is ./igpt
-    // itself that runs: a sanitizer alone would take more.
+    // 1 GiB behind a header that says otherwise
     write_bytes(scratch_path("a.ppm"), "P6 1 1 255\nabc", 14);
     files_make(8, record_sets);
     static const char *const vast[] = {"idx idx/train-images-idx3-ubyte 0x803 0 32768 32768 0",
@@ -2905,15 +2904,15 @@ static void test_strange_names(void) {
     REQUIRE(!truncate(scratch_path("a.ppm"), 1 << 30) &&
             !truncate(scratch_path("idx/train-images-idx3-ubyte"), 1 << 30));
     IGPT(0, "completions",
-         "--version & wait; ulimit -v 200000; exec ./igpt complete --threads 1 --model "
-         "data/emoji-ar --n 1 --image $S/a.ppm --out $S/drawn");
+         LIMITED(200000) "complete --threads 1 --model "
+                         "data/emoji-ar --n 1 --image $S/a.ppm --out $S/drawn");
     IGPT(1, "expected a header of 16 and 4 records",
-         "--version & wait; ulimit -v 200000; exec ./igpt eval --threads 1 --model "
-         "data/emoji-ar --data $S/idx");
+         LIMITED(200000) "eval --threads 1 --model "
+                         "data/emoji-ar --data $S/idx");
     files_make(8, vast); // pictures of 1 GiB each, but none of them
     IGPT(1, "4 labels for 0 pictures",
-         "--version & wait; ulimit -v 200000; exec ./igpt eval --threads 1 --model "
-         "data/emoji-ar --data $S/idx");
+         LIMITED(200000) "eval --threads 1 --model "
+                         "data/emoji-ar --data $S/idx");
 }
 
 /* Signals as they come in practice. A pair that a shell or timeout sends ends a run after its step,
