@@ -3889,7 +3889,8 @@ static const Option option_table[] = {
     {"model", "DIR", AT(model), INFO, "", 0, 0, "a model's folder, instead of a preset"},
     {"out", "DIR", AT(out), WRITES | HERE, "out", 0, 0, "where to write"},
     {"seed", "N", AT(seed), WRITES, "1", 0, INT_MAX, "of all random numbers"},
-    {"threads", "N", AT(threads), ALL | HERE, "0", 0, 1024, "to compute with; 0: all cores"},
+    {"threads", "N", AT(threads), ALL | HERE, "0", 0, 1024,
+     "to compute with; 0: OMP_NUM_THREADS, or all cores"},
     {"quiet", "", AT(quiet), ALL | HERE, "", 0, 0, "no progress on stderr"},
     {"preset", "tiny|igpt-s|igpt-m|igpt-l|igpt-xl", AT(preset), SIZES | PALETTE, "tiny", 0, 0,
      "sets what is not given of the rest"},
@@ -5412,7 +5413,7 @@ static void print_version(void) {
     printf("vectors of %d bytes, ", VEC_BYTES);
 #    endif
 #    ifdef _OPENMP
-    printf("OpenMP: %d threads\n", threads_get());
+    printf("OpenMP: %d thread%s\n", threads_get(), threads_get() == 1 ? "" : "s");
 #    else
     printf("without OpenMP: one thread\n");
 #    endif
@@ -5444,7 +5445,7 @@ static int run_command_line(int argc, char **argv) {
     console.quiet = (int)o.quiet;
     console.terminal = is_terminal();
     console.show = o.show < 0 ? !o.quiet && takes_colour() : (int)o.show;
-    threads_set((int)o.threads);
+    if (o.threads) threads_set((int)o.threads);
     command->run(&o);
     return 0;
 }
