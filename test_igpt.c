@@ -3179,6 +3179,10 @@ int main(int argc, char **argv) {
                                                   : IS_TINY  ? "tiny"
                                                              : "float";
     setvbuf(stdout, NULL, _IOLBF, 0);
+#ifndef ALONE
+    signal(SIGINT, SIG_DFL); // which a shell lets what it starts in the background ignore
+    signal(SIGHUP, SIG_DFL); // nohup
+#endif
     for (int i = 1; i < argc; i++) {
         int also = 0;
         if (!strcmp(argv[i], "--table") && argv[i + 1]) return gradcheck(argv[i + 1], stdout);
