@@ -2627,8 +2627,8 @@ static void test_resume_extremes(void) {
 static void test_complete(void) {
     static const char complete[] = "complete --model data/emoji-ar --out $S/completed";
     const char *path = scratch_path("completed/completions.png");
-    IGPT(0, "completed", "%s --n 2", complete);
-    png_read(path, 404, 804, 3); // cells of 100, a picture of 24 pixels in each, four times larger
+    IGPT(0, "completed", "%s", complete);
+    png_read(path, 704, 804, 3); // cells of 100, a picture of 24 pixels in each, four times larger
     write_bytes(scratch_path("a.ppm"), "P6 1 1 255\nabc", 14);
     IGPT(0, "\xe2\x96\x80", "%s --show 1 --n 9 --image $S/a.ppm", complete);
     int shown = 3 * 24 * 12; // in 80 columns: what is given, a completion, the original
