@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive TMPDIR=$work
 cc=${CC:-cc} wanted="$*" failed=0 skipped=""
-flags="-std=gnu11 -fno-math-errno -fno-trapping-math -Wno-unknown-pragmas -I. -g"
+flags="-std=gnu11 -fno-math-errno -fno-trapping-math -Wno-unknown-pragmas -I. -g -O2"
 asked="-std=gnu11 -I. -Wno-unknown-pragmas" # of the analysers: without OpenMP, whose pragmas they cannot follow
 
 is_wanted() {
@@ -59,7 +59,7 @@ tested() { # compiler and flags, what stands before the program, words that choo
 
 # A command keeps its memory until it ends, by design: there leaks are not looked for. The tests are free of them.
 kept="env ASAN_OPTIONS=detect_leaks=0"
-sanitize="-O2 -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer"
+sanitize="-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer"
 openmp=-fopenmp
 echo 'int main(void){return 0;}' | $cc -fopenmp -x c - -o /dev/null 2>/dev/null || openmp=""
 for real in float double; do
@@ -77,7 +77,7 @@ if is_wanted "$name" && have clang "clang libomp-dev" && links "clang -fopenmp -
     printf 'int main(void) {\n#pragma omp parallel\n{}\nreturn 0; }\n' >"$work/team.c"
     clang -fopenmp -fsanitize=thread "$work/team.c" -o "$work/team" 2>/dev/null
     if ARCHER_OPTIONS=verbose=1 "$work/team" 2>&1 | grep -q "Archer detected"; then
-        tested "clang $flags -O2 -fopenmp -fsanitize=thread" "" \
+        tested "clang $flags -fopenmp -fsanitize=thread" "" \
             "threads gradients matmul k-means quantisation cached split features probe learns"
     else
         skipped="$skipped
@@ -86,7 +86,8 @@ if is_wanted "$name" && have clang "clang libomp-dev" && links "clang -fopenmp -
 fi
 
 # What reads files, and one pass through the network: what the sanitizers do not see is memory that is
-# read before it is written. Without threads, whose stacks count as leaks, and vectors wider than valgrind knows.
+# read before it is written. Without threads, whose stacks count as leaks, and vectors wider than
+# valgrind knows; with -O1, as its manual asks.
 name="valgrind"
 if is_wanted "$name" && have valgrind valgrind; then
     begun
