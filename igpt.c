@@ -158,6 +158,7 @@ static int folder_lock(const char *path) { // until the process ends; 1: another
     if (f != INVALID_HANDLE_VALUE) return 0;
     return GetLastError() == ERROR_SHARING_VIOLATION ? 1 : (errno = EACCES, -1);
 }
+static int folder_moved(const char *path) { return (void)path, 0; } // an open file in it forbids it
 static double seconds_now(void) { return 1e-3 * (double)GetTickCount64(); }
 static double memory_limit(void) {
     MEMORYSTATUSEX memory = {.dwLength = sizeof memory};
@@ -276,6 +277,7 @@ static double memory_limit(void) { return 4294967296.0; }
 static const int interrupted = 0; // there are neither signals nor other processes
 static void catch_interrupt(void) {}
 static int folder_lock(const char *path) { return (void)path, 0; }
+static int folder_moved(const char *path) { return (void)path, 0; }
 static char **process_start(int *argc, char **argv) { return (void)argc, argv; }
 #        else
 static double peak_memory(void) {
@@ -322,9 +324,15 @@ static double memory_limit(void) { // physical memory, or less by ulimit -v
     if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return most;
     return (double)limit.rlim_cur < most ? (double)limit.rlim_cur : most;
 }
+static int locked_folder;
 static int folder_lock(const char *path) { // until the process ends; 1: another has it; -1: errno
-    int f = open(path, O_RDONLY);
+    int f = locked_folder = open(path, O_RDONLY);
     return f < 0 ? -1 : flock(f, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+}
+static int folder_moved(const char *path) { // is what lies there not the folder that was locked?
+    struct stat is, was;
+    return stat(path, &is) || fstat(locked_folder, &was) || is.st_ino != was.st_ino ||
+           is.st_dev != was.st_dev;
 }
 #        endif
 #    endif
@@ -674,7 +682,9 @@ INLINE void tile(const int rows, Matrix c, Matrix a, const real *b, int accumula
 
 INLINE void tile_of_height(Matrix c, Matrix a, const real *b, int accumulate) {
 #    define HEIGHT(n)                                                                              \
-    case n: tile(n < MR ? n : MR, c, a, b, accumulate); break;
+    case n:                                                                                        \
+        tile(n < MR ? n : MR, c, a, b, accumulate);                                                \
+        break;
     switch (c.rows) { // only a matrix's last rows make a lower tile; those above MR never occur
         HEIGHT(1)
         HEIGHT(2)
@@ -2290,9 +2300,10 @@ static FILE *file_open(const char *path, const char *mode) { // "rb", or "wb" fo
     return f;
 }
 
-/* The files of a run's save take their names together, when all of them are on disk. */
+/* The files of a run's save take their names together, when all of them are on disk. kept: a fault
+   leaves them there, since the run before them is gone. */
 static struct {
-    int together, n;
+    int together, kept, n;
     char path[8][PATH_SIZE];
 } waiting;
 
@@ -2332,6 +2343,14 @@ static void *file_read(const char *path, Size most, Size *n) {
     void *bytes = bytes_read(f, *n, most, path);
     fclose(f);
     return bytes;
+}
+
+/* 0: this is a folder; else -1, why not, and what to do about it. */
+static int folder_lacks(const char *dir, const char *advice) {
+    int kind = path_kind(dir), missing = !errno || errno == ENOENT || errno == ENOTDIR;
+    if (kind == FOLDER) return 0;
+    if (kind != NOTHING) return fail("%s: it is no folder; %s", dir, advice);
+    return fail("%s: %s; %s", dir, missing ? "no such folder" : strerror(errno), advice);
 }
 
 /* Make a folder and those above it; 0 also where it exists already. */
@@ -2772,9 +2791,7 @@ static int recognise(Dataset *data, const char *dir) {
 int dataset_read(Dataset *data, const char *dir, Size n_px) {
     *data = (Dataset){.n_class = 0};
     if (n_px < 1 || n_px > MAX_PX) return fail("n_px %lld is not 1 to %d", n_px, MAX_PX);
-    if (path_kind(dir) != FOLDER)
-        return fail("%s: %s; igpt's own pictures lie in its source's data/emoji", dir,
-                    errno == EACCES ? strerror(errno) : "no such folder");
+    if (folder_lacks(dir, "igpt's own pictures lie in its source's data/emoji")) return -1;
     data->train.px = data->test.px = n_px;
     int bad = recognise(data, dir);
     if (!bad && (data->train.n == 0 || data->test.n == 0))
@@ -3265,7 +3282,7 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
 
 /* The list, n long, of a model's tensors in a file; a bias has no data. NULL: no memory. */
 static Stored *stored_list(const Model *m, int dtype, Size *n) {
-    char (*bias_name)[sizeof m->tensors->name]; // behind the list, in the same memory
+    char(*bias_name)[sizeof m->tensors->name]; // behind the list, in the same memory
     Size most = 2 * m->n_tensors;
     Stored *list = zalloc(most, sizeof *list + sizeof *bias_name), *s = list;
     bias_name = (void *)(list + most);
@@ -3482,11 +3499,10 @@ static int model_lacks(const char *dir, const char *name) {
                                          "pytorch_model.bin.index.json"};
     if (path_kind(file_in(dir, name)) != NOTHING) return 0;
     if (errno == EACCES) return fail("%s: %s", file_in(dir, name), strerror(errno));
-    if (path_kind(dir) != FOLDER)
-        return fail(
-            "%s: no such folder; `igpt train` makes a model, data/emoji-ar is one, and how to "
-            "save one of Hugging Face's hub into a folder is in the README",
-            dir);
+    if (folder_lacks(dir,
+                     "`igpt train` makes a model, data/emoji-ar is one, and how to save one of "
+                     "Hugging Face's hub into a folder is in the README"))
+        return -1;
     for (int i = 0; i < 3; i++)
         if (path_kind(file_in(dir, others[i])) != NOTHING)
             return fail("%s holds %s, not one model.safetensors; to convert it, in that folder: "
@@ -3509,8 +3525,10 @@ int model_load(Model *m, const char *dir) {
               safetensors_open(&weights, file_in(dir, "model.safetensors"));
     if (!bad && safetensors_find(&weights, "score.weight", &score) && score.n_dim)
         c.n_class = min(score.shape[0], NO_LABEL);
-    /* A block has 12 d^2 weights of at least two bytes: no memory for what cannot be there. */
-    if (!bad && c.n_layer * 12 * c.n_embd * c.n_embd * 2 > weights.size)
+    /* Blocks have 12 d^2 weights, colours and positions d, each of at least two bytes: no memory for
+       what cannot be there. */
+    Size least = (12 * c.n_layer * c.n_embd + c.n_vocab + c.n_px * c.n_px) * c.n_embd * 2;
+    if (!bad && least > weights.size)
         bad = fail("%s: too small for the model that config.json promises", weights.path);
     bad = bad || model_init(m, c) || weights_load(m, &weights) || model_fill(m, dir, json);
     safetensors_close(&weights);
@@ -3815,7 +3833,7 @@ static int takes_colour(void) {
            (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
 }
 
-/* End the command with a sentence for the person; what waits for its name is given up. */
+/* End the command with a sentence for the person; what waits for its name is given up, or kept. */
 PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     char text[sizeof last_error];
     va_list args;
@@ -3823,8 +3841,9 @@ PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     fail("%s", text);
-    fprintf(stderr, "%sigpt: %s\n", console.pending ? "\n" : "", error_text());
-    while (waiting.n > 0) file_remove(hidden(waiting.path[--waiting.n]));
+    fprintf(stderr, "%sigpt: %s%s\n", console.pending ? "\n" : "", error_text(),
+            waiting.kept ? "; what was to be saved waits for --resume" : "");
+    while (waiting.n > 0 && !waiting.kept) file_remove(hidden(waiting.path[--waiting.n]));
     exit(1);
 }
 
@@ -4366,8 +4385,9 @@ static double majority_accuracy(const Dataset *data) {
 }
 
 static void print_scores(const Scores *s, const Dataset *data, const Config *c) {
-    printf("nats_per_pixel %.5f\nbits_per_pixel %.5f\nunigram_nats %.5f\n", s->gen, s->gen / log(2),
-           unigram_nats(&data->test, c->n_vocab));
+    if (isfinite(s->gen))
+        printf("nats_per_pixel %.5f\nbits_per_pixel %.5f\nunigram_nats %.5f\n", s->gen,
+               s->gen / log(2), unigram_nats(&data->test, c->n_vocab));
     if (isfinite(s->clf))
         printf("class_nats %.5f\naccuracy %.4f\nmajority_accuracy %.4f\n", s->clf, s->accuracy,
                majority_accuracy(data));
@@ -4507,6 +4527,7 @@ static void state_load(Run *r, const Safetensors *file) {
         const Row *row = &r->log[i];
         sound = row->step >= (i ? row[-1].step : 0) && row->step == floor(row->step) &&
                 isfinite(row->seconds + row->lr);
+        for (Size k = 0; k < ROW && sound; k++) sound = !(fabs((&row->step)[k]) > FLT_MAX);
     }
     for (Size i = 0; i < r->adam.n && sound; i++)
         sound = isfinite(r->adam.params[i]) && isfinite(r->adam.first[i]) &&
@@ -4607,10 +4628,12 @@ static void need_room(Options *o, Config c) {
     need(!model_list(&sizes, c));
     micro_batch_choose(o);
     double bytes = train_bytes(o, &c, sizes.n_params), limit = memory_limit();
+    int known = is_given(o, "preset") && o->preset > 0; // "igpt-s: ...", a name and its words
+    const char *name = known ? presets[o->preset] : "this model:";
     if (bytes > limit)
-        stop("this model needs %.0f MB to train, there are %.0f MB: try a smaller --micro-batch, "
+        stop("%.*s needs %.0f MB to train, there are %.0f MB: try a smaller --micro-batch, "
              "--recompute, or a smaller model",
-             bytes / 1e6, limit / 1e6);
+             (int)strcspn(name, ":"), name, bytes / 1e6, limit / 1e6);
     model_free(&sizes);
 }
 
@@ -4623,17 +4646,44 @@ static int holds_model(const char *dir) {
     return k < 4;
 }
 
+/* Has a kill left a save without some of its names? Its state is written last and gets its name
+   last, so where that waits, and is whole, all of the save is there. */
+static int save_was_cut(const char *dir) {
+    Safetensors state;
+    if (path_kind(file_in(dir, STATE)) != NOTHING) return 0;
+    const char *path = hidden(file_in(dir, STATE));
+    if (path_kind(path) == NOTHING || safetensors_open(&state, path)) return 0;
+    safetensors_close(&state);
+    return 1;
+}
+
 /* Not to lose a run by typing its command again, nor a model that came from elsewhere. */
 static void run_refuse(const Options *o) {
     Safetensors state;
     char steps[32] = "?";
     if (o->resume || o->overwrite || !holds_model(o->out)) return;
+    if (save_was_cut(o->out))
+        stop("%s holds a save that was cut off: --resume goes on with it, --overwrite starts anew",
+             o->out);
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING)
         stop("%s holds a model or what a save has left: --overwrite replaces it", o->out);
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
     stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
          steps);
+}
+
+static int holds_tensor(const char *path, const char *name) {
+    Safetensors file;
+    Stored s;
+    need(!safetensors_open(&file, path));
+    int holds = safetensors_find(&file, name, &s);
+    safetensors_close(&file);
+    return holds;
+}
+
+static int has_lm_head(const char *dir) { // Hugging Face's classifiers and bare models have none
+    return holds_tensor(file_in(dir, "model.safetensors"), "lm_head.weight");
 }
 
 /* From here on no other process writes a palette or a model there; only now is what lies there
@@ -4643,6 +4693,14 @@ static void folder_take(const char *dir) {
     if (fails > 0) stop("%s: another run is writing there", dir);
     if (fails < 0) stop("cannot lock the folder %s: %s", dir, strerror(errno));
     folder_is_locked = 1;
+}
+
+/* A lock goes with its folder, but files are written by its name. */
+static void need_folder(const Options *o) {
+    if (folder_moved(o->out))
+        stop("%s is no longer the folder that this run began in; where that is now, --resume goes "
+             "on from its last save",
+             o->out);
 }
 
 static void run_lock(const Options *o) {
@@ -4660,6 +4718,7 @@ static void run_load(Run *r) {
     if (from) {
         need(!model_load(m, from));
         options_follow(o, &m->config, from);
+        if (!has_lm_head(from)) say(NOTE, "%s has no lm_head.weight: it starts at zero", from);
     } else need(!config_check(&config)); // before the work on a palette
     need_masks(o, from ? &m->config : &config);
     need(!dataset_read(&r->data, o->data, o->n_px));
@@ -4750,6 +4809,7 @@ static int run_test(Run *r, Row *row) {
     if (!interrupted) need_finite(r, row->held.gen + (r->fine ? row->held.clf : 0));
     if (n && !interrupted) draw_pictures(o, m, samples, n, 0, NULL);
     if (interrupted) return -1;
+    need_folder(o);
     if (n) {
         write_sheet(file_in(o->out, "samples.png"), samples, n, o->n_px, m->palette, SHEET_COLUMNS);
         progress_sheet(r, samples);
@@ -4790,20 +4850,53 @@ static void run_report(Run *r, int testing) {
     if (testing) loss_chart(r, file_in(r->o->out, "loss.svg"));
 }
 
-/* Where the run of before lies that --overwrite gives up, it stays until the new files are on disk.
-   Then its state goes before the first of them comes, and so does config.json, which comes back
-   last: no folder holds parts of two runs that load together; and so do its pictures. The state
-   comes last: where there is one, there is a model. If then a name cannot be had, the new files stay
-   under those that they were written by: nothing else is left. */
-static void run_save(Run *r) {
+/* Where --overwrite gives up the run of before, it stays until the new files are on disk. Then its
+   state goes before the first of them comes, and so does config.json: no folder holds parts of two
+   runs that load together. So do its pictures. */
+static void save_clear(const char *dir) {
     static const char *const going[] = {STATE, "config.json", "samples.png", "progress.png",
                                         "loss.svg"};
+    for (size_t i = 0; i < sizeof going / sizeof *going; i++) {
+        const char *path = file_in(dir, going[i]);
+        file_remove(path);
+        if (path_kind(path) != NOTHING) stop("cannot remove %s", path);
+        waiting.kept = 1;
+    }
+}
+
+/* Let the files that wait take their names, the state last: where there is one, there is a model. */
+static void save_finish(void) {
+    for (int i = 0; i < waiting.n; i++)
+        if (file_replace(hidden(waiting.path[i]), waiting.path[i]))
+            stop("cannot write %s: %s", waiting.path[i], strerror(errno));
+    waiting.n = waiting.kept = 0;
+}
+
+/* Go on with a save that was cut off. What was to go first has gone where config.json has come. */
+static void save_recover(const char *dir) {
+    static const char *const names[] = {"model.safetensors", "preprocessor_config.json",
+                                        "config.json", "log.csv", STATE};
+    waiting.kept = 1;
+    if (path_kind(hidden(file_in(dir, "config.json"))) != NOTHING) save_clear(dir);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *path = file_in(dir, names[i]);
+        if (path_kind(hidden(path)) != NOTHING)
+            snprintf(waiting.path[waiting.n++], PATH_SIZE, "%s", path);
+    }
+    save_finish();
+    say(NOTE, "%s: a save that was cut off is finished", dir);
+}
+
+/* Write all that --resume and the other commands need. */
+static void run_save(Run *r) {
     char step[32];
     const char *metadata[] = {"command", r->o->command->name, "words", r->words, "step", step,
                               NULL};
     Stored list[N_STATE];
     Row *now = &r->log[r->n_rows];
-    int replaces = !r->saved && !r->o->resume && holds_model(r->o->out); // before this save's parts
+    const char *dir = r->o->out;
+    need_folder(r->o);
+    int replaces = !r->saved && !r->o->resume && holds_model(dir); // before this save's parts
     snprintf(step, sizeof step, "%.0f", now->step);
     for (Size i = 0; i < r->adam.n; i++) {
         need_finite(r, (double)r->adam.params[i]);
@@ -4812,24 +4905,12 @@ static void run_save(Run *r) {
     now->seconds = seconds_now() - r->began;
     state_list(r, list);
     waiting.together = 1;
-    need(!model_save(&r->result, r->o->out, r->o->f16 ? F16 : REAL_DTYPE));
-    log_write(r, file_in(r->o->out, "log.csv"));
-    need(!safetensors_write(file_in(r->o->out, STATE), list, N_STATE, metadata));
+    need(!model_save(&r->result, dir, r->o->f16 ? F16 : REAL_DTYPE));
+    log_write(r, file_in(dir, "log.csv"));
+    need(!safetensors_write(file_in(dir, STATE), list, N_STATE, metadata));
     waiting.together = 0;
-    for (size_t i = 0; i < sizeof going / sizeof *going && replaces; i++) {
-        const char *path = file_in(r->o->out, going[i]);
-        file_remove(path);
-        if (path_kind(path) != NOTHING) stop("cannot remove %s", path);
-    }
-    for (int i = 0; i < waiting.n; i++)
-        if (file_replace(hidden(waiting.path[i]), waiting.path[i])) {
-            int reason = errno;
-            if (replaces) waiting.n = 0;
-            stop("cannot write %s: %s%s", waiting.path[i], strerror(reason),
-                 replaces ? "; take .part off the names that end in it, then go on with --resume"
-                          : "");
-        }
-    waiting.n = 0;
+    if (replaces) save_clear(dir);
+    save_finish();
     r->saved = 1;
 }
 
@@ -4893,6 +4974,7 @@ static void run_print(Run *r) {
    command line, and are returned. */
 static const char *run_reopen(Options *o, Safetensors *state) {
     char name[16];
+    if (save_was_cut(o->out)) save_recover(o->out);
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING)
         stop("%s holds no run to resume; without --resume igpt %s starts one", o->out,
@@ -4938,22 +5020,12 @@ static void command_train(Options *o) { // and finetune
 /* ==== 14 commands ===============================================================================
    Everything else that a person can ask for, and main. */
 
-static int holds_tensor(const char *path, const char *name) {
-    Safetensors file;
-    Stored s;
-    need(!safetensors_open(&file, path));
-    int holds = safetensors_find(&file, name, &s);
-    safetensors_close(&file);
-    return holds;
-}
-
-/* Drawing takes an lm_head, which Hugging Face's classifiers and bare models are saved without. */
+/* Drawing and L_GEN take an lm_head. */
 static void need_lm_head(const char *dir) {
-    if (!holds_tensor(file_in(dir, "model.safetensors"), "lm_head.weight"))
-        stop(
-            "%s has no lm_head.weight: it was saved as a classifier or as a bare model, and cannot "
-            "draw",
-            dir);
+    if (!has_lm_head(dir))
+        stop("%s has no lm_head.weight: it was saved as a classifier or as a bare model, and can "
+             "neither draw nor be tested by its loss",
+             dir);
 }
 
 static void command_sample(Options *o) {
@@ -5022,6 +5094,7 @@ static void command_eval(Options *o) {
     need_masks(o, &m.config);
     need(!dataset_read(&data, o->data, m.config.n_px));
     int classes = classes_agree(&m, &data);
+    if (!classes) need_lm_head(o->model);
     if (m.config.n_class && !classes)
         say(NOTE, "no accuracy: the classes of %s are not those of %s", o->data, o->model);
     Pass pass = pass_open(&m.config, B, KEEP_NOTHING);
@@ -5030,6 +5103,7 @@ static void command_eval(Options *o) {
     Scores s = evaluate(&m, &pass, B, &data.test, &all, classes, o->masks, o->mask_prob);
     if (!isfinite(s.gen + (classes ? s.clf : 0)))
         stop("%s: its loss is not finite: weights are too large", o->model);
+    if (!has_lm_head(o->model)) s.gen = NAN; // of which no figure is to be seen
     printf("images %lld\n", data.test.n);
     print_scores(&s, &data, &m.config);
 }
@@ -5341,6 +5415,9 @@ static void probe_print(const ProbeRun *p, const ProbeRow *best) {
 
 static void command_probe(Options *o) {
     ProbeRun run = {.o = o}, *p = &run;
+    if (o->features && (has_ending(o->features, ".csv") || has_ending(o->features, ".svg")))
+        stop("--features %s: a safetensors file is to be written, neither table nor chart",
+             o->features);
     probe_open(p);
     need_outputs(o->out, "probe.csv probe.svg");
     if (o->features) need_output(o->features);

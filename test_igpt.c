@@ -2163,7 +2163,8 @@ static void test_foreign_directories(void) {
                 {2, "[0, 0, 0]", "[0,0,0,0]", .word = "not three"},
                 {2, "[0, 0, 0]", "[0,0,-16]", .word = "clusters[0]"},
                 {2, "[0, 0, 0],", "          ", .word = "1 colours"},
-                {0, .set = "h.1.attn.c_attn.bias", .upper = 0x3f80, .word = "h.1.attn.c_attn.bias"},
+                {0, .set = "h.1.attn.c_attn.bias", .upper = 0x3f80,
+                 .word = "c_attn.bias is not zero: igpt has no biases"},
                 {0, .set = "wpe.weight", .upper = 0x7fc0, .word = "wpe.weight"}, // NaN
                 {0, "[9,12]", "[12,9]", .word = "lm_head.weight"},
                 {0, "h.2.ln_2.weight", "h.2.ln_9.weight", .word = "h.2.ln_2.weight"},
@@ -2434,7 +2435,7 @@ static void igpt_run(int signal_sent, int status, const char *word, const char *
 
 #    define IGPT(status, word, ...) igpt_run(0, status, word, __VA_ARGS__)
 /* Under a limit of memory ./igpt itself runs, not what IGPT calls: a sanitizer alone takes more. */
-#    define LIMITED(kilobytes) "--version & wait; ulimit -v " #kilobytes "; exec ./igpt "
+#    define LIMITED(kilobytes) "--version & wait; ulimit -v " #    kilobytes "; exec ./igpt "
 #    define SMALL "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 "
 
 /* The number behind this name in what the program printed. */
@@ -2788,16 +2789,36 @@ static void test_nothing_lost(void) {
     for (int i = 0; i < 3; i++) REQUIRE(!mkfifo(scratch_path("%s", pipes[i]), 0666));
     IGPT(1, "pipe: it is no regular file", "complete --model data/emoji-ar --image $S/pipe");
     IGPT(1, "pipe: it is no regular file", "palette --palette $S/pipe --out $S/pipes");
+    IGPT(1, "/dev/zero: it is no regular file", "complete --model data/emoji-ar --image /dev/zero");
     IGPT(1, "samples.png: it is no regular", "sample --model data/emoji-ar --out $S/pipes");
     IGPT(1, "log.csv: it is no regular file", TINY "--steps 3 --out $S/pipes");
     IGPT(1, "", "probe --model data/emoji-ar --features $S --out $S/kept");
     IGPT(1, "igpt train` makes a model", "sample --model $S/never");
     IGPT(1, "README", "complete --model openai/imagegpt-small");
     write_bytes(scratch_path("pipes/pytorch_model.bin"), "", 0);
-    IGPT(1, "save_pretrained", "eval --model $S/pipes");
+    IGPT(1, "holds pytorch_model.bin, not one model.safetensors; to convert it",
+         "eval --model $S/pipes");
+    write_bytes(scratch_path("pipes/model.safetensors.index.json"), "", 0);
+    IGPT(1, "holds model.safetensors.index.json, not one", "eval --model $S/pipes");
+    IGPT(1, "README.md: it is no folder; `igpt train`", "eval --model README.md");
+    IGPT(1, "README.md: it is no folder; igpt's own", "train --data README.md --out $S/unmade");
+    IGPT(1, "neither table nor chart",
+         "probe --model data/emoji-ar --features $S/probe.csv --out $S");
     for (int i = 0; i < 3; i++)
-        IGPT(1, "MB to train, there are 4", LIMITED(400000) "train --threads 1 --out $S/large %s",
-             large[i]);
+        IGPT(1, i ? "igpt: this model needs " : "igpt: igpt-l needs ",
+             LIMITED(400000) "train --threads 1 --out $S/large %s", large[i]);
+    CHECK(strstr(igpt_output, "MB to train, there are 4"), "%s", igpt_output);
+    IGPT(1, "go on with", // a log of so many tests would not fit
+         LIMITED(400000) TINY
+         "--threads 1 --steps 100000000 --eval-every 1 --out $S/vast & until "
+         "[ -e $S/vast/train_state.safetensors ]; do kill -0 $! || exit; done; kill $!; wait $!");
+    IGPT(1, "moved is no longer the folder", // a lock goes with it, a save would not
+         TINY
+         "--threads 1 --steps 100000 --eval-every 100000 --save-every 3000 --out $S/moved & until "
+         "[ -e "
+         "$S/moved/train_state.safetensors ]; do kill -0 $! || exit; done; mv $S/moved $S/away; "
+         "mkdir $S/moved; wait $!");
+    CHECK(!rmdir(scratch_path("moved")), "files beside another run's");
     IGPT(1, "another run is writing there",
          TINY
          "--steps 100000 --save-every 1 --out $S/shared & until [ -e "
@@ -2826,7 +2847,10 @@ static void test_nothing_lost(void) {
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
     IGPT(1, "not finite", "sample --model $S/huge --out $S/drawn");
     IGPT(1, "not finite", "probe --model $S/huge --out $S/drawn");
-    IGPT(1, "no longer finite", "train --init $S/huge --overwrite --steps 3 --out $S/kept");
+    IGPT(1, "igpt: step 1, learning rate 0.004: the run is no longer finite (",
+         "train --init $S/huge --overwrite --steps 3 --out $S/kept");
+    CHECK(strstr(igpt_output, "Nothing has been saved; start anew with a lower --lr"), "%s",
+          igpt_output);
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
     IGPT(1, "File too large",
          "--version & wait; ulimit -f 1000; exec ${IGPT:-./igpt} " TINY
@@ -2840,14 +2864,22 @@ static void test_nothing_lost(void) {
     REQUIRE(!rename(hand_made(keys, "", 0), scratch_path("huge/model.safetensors")));
     IGPT(1, "tensor : expected", LIMITED(200000) "sample --model $S/huge");
     IGPT(1, "holds a model", "palette --out $S/kept");
-    IGPT(1, "take .part off", // the run of before is gone, this one's files wait
+    IGPT(1, "waits for --resume", // the run of before is gone, this one's files are there
          "--version & wait; cp -r $S/kept $S/halved; IGPT_FAULT='rename 2 once' exec "
          "./igpt_fault " TINY "--overwrite --seed 2 --steps 3 --out $S/halved");
-    IGPT(1, "what a save has left", TINY "--steps 3 --out $S/halved");
+    IGPT(1, "cannot remove", // nor where only its state is gone; its model is there until then
+         "--version & wait; cp -r $S/kept $S/third; IGPT_FAULT='remove 10 once' exec "
+         "./igpt_fault " TINY "--overwrite --seed 2 --steps 3 --out $S/third");
+    CHECK(strstr(igpt_output, "waits for --resume"), "%s", igpt_output);
+    IGPT(0, "step 3\n", "train --resume --quiet --out $S/third");
+    IGPT(1, "halved holds a save that was cut off", TINY "--steps 3 --out $S/halved");
     IGPT(1, "cannot write", // where nothing was given up, nothing is left
          "--version & wait; IGPT_FAULT='rename 2 once' exec ./igpt_fault " TINY
          "--steps 3 --out $S/fresh1");
-    CHECK(!strstr(igpt_output, "take .part off"), "%s", igpt_output);
+    CHECK(!strstr(igpt_output, "waits for --resume"), "%s", igpt_output);
+    IGPT(1, "cannot write", // the second sync is that of the folder, after the renaming
+         "--version & wait; IGPT_FAULT='sync 2 once' exec ./igpt_fault sample --model $S/kept "
+         "--n 1 --out $S/synced");
     IGPT(1, "holds a model", "palette --out $S/halved");
     IGPT(1, "which would be lost",
          "probe --model $S/kept --out $S/drawn --features $S/kept/model.safetensors");
@@ -2861,11 +2893,11 @@ static void test_nothing_lost(void) {
     safetensors_close(&state);
     uint8_t *bytes = read_bytes(path, &n);
     IGPT(1, "--steps 1: the run in", "finetune --resume --steps 1 --out $S/best");
-    const Size places[] = {s.end - 4, rows.begin,
-                           best.begin}; // weights; where the log, the best began
-    for (int i = 0; i < 3; i++) {
+    // a weight; the log's first step, its second row's loss of validation, the best step
+    const Size places[] = {s.end - 4, rows.begin, rows.begin + 9 * 8 + 6 * 8, best.begin};
+    for (int i = 0; i < 4; i++) {
         uint8_t *changed = memcpy(zeros(n, 1), bytes, n);
-        memset(changed + places[i], 0xff, i ? 8 : 4); // NaN
+        memset(changed + places[i], i == 2 ? 0x7f : 0xff, i ? 8 : 4); // 1.4e306, NaN
         write_bytes(path, changed, n);
         IGPT(1, "not those of a run", "finetune --resume --out $S/best");
     }
@@ -2879,6 +2911,67 @@ static void test_nothing_lost(void) {
     REQUIRE(!model_save(&m, scratch_path("best"), F32));
     IGPT(1, "loss is not finite", "eval --model $S/best");
     model_free(&m);
+}
+
+/* The tensor of this name in scratch file `path` becomes one of another name. */
+static void tensor_renamed(const char *path, const char *name, const char *to) {
+    Size n;
+    char *bytes = (char *)read_bytes(scratch_path("%s", path), &n), *at = bytes;
+    while (at && at < bytes + n && memcmp(at, name, strlen(name))) at++;
+    REQUIRE(at && at < bytes + n && strlen(to) == strlen(name));
+    write_bytes(scratch_path("%s", path), memcpy(at, to, strlen(to)) ? bytes : NULL, n);
+}
+
+/* A model without lm_head, as Hugging Face saves classifiers and bare models, has no loss. One whose
+   config promises more than its file can hold takes no memory. */
+static void test_models_in_part(void) {
+    IGPT(0, "", TINY "--steps 2 --out $S/whole");
+    IGPT(0, "", "finetune --model $S/whole --out $S/part --steps 2 --batch 2 --quiet");
+    IGPT(0, "nats_per_pixel", "eval --model $S/part");
+    double accuracy = printed("accuracy");
+    tensor_renamed("part/model.safetensors", "lm_head.weight", "other_h.weight");
+    IGPT(0, "class_nats", "eval --model $S/part");
+    CHECK(printed("accuracy") == accuracy && !strstr(igpt_output, "_per_pixel"), "%s", igpt_output);
+    tensor_renamed("whole/model.safetensors", "lm_head.weight", "other_h.weight");
+    IGPT(1, "tensor lm_head.weight is missing", "eval --model $S/whole");
+    tensor_renamed("whole/model.safetensors", "\"transformer.wte.weight\"",
+                   "\"wte.weight\"            "); // by which one knows a bare model
+    IGPT(1, "can neither draw nor be tested by its loss", "eval --model $S/whole");
+    IGPT(1, "whole has no lm_head.weight", "sample --model $S/whole");
+    IGPT(1, "whole has no lm_head.weight", "complete --model $S/whole");
+    IGPT(0, "no lm_head.weight: it starts at zero",
+         "train --init $S/whole --steps 1 --batch 2 --out $S/begun");
+    static const char config[] = "{\"vocab_size\": 65536, \"n_positions\": 16, \"n_embd\": 1024, "
+                                 "\"n_layer\": 1, \"n_head\": 1}";
+    write_bytes(scratch_path("whole/config.json"), config, sizeof config - 1);
+    char *zero = zeros(30 << 20, 1);
+    REQUIRE(!rename(hand_made("{'a':{'dtype':'I8','shape':[31457280],'data_offsets':[0,31457280]}}",
+                              zero, 30 << 20),
+                    scratch_path("whole/model.safetensors")));
+    IGPT(1, "too small for the model that config.json promises",
+         LIMITED(200000) "eval --model $S/whole");
+}
+
+/* --overwrite is killed before each of its calls that remove or rename: the run of before is still
+   there, or --resume finds the new one, whole in either case. */
+static void test_killed_overwrite(void) {
+    enum { TRIED = 8 }; // so many names are removed when outputs are tried; then the old run's
+    static const char *const kinds[] = {"remove", "rename"};
+    static const char *const names[] = {"model.safetensors",        "config.json",  "samples.png",
+                                        "preprocessor_config.json", "progress.png", "loss.svg"};
+#    define FAULTY "--version & wait; %s IGPT_FAULT='%s %d kill' ./igpt_fault "
+#    define ANEW TINY "--n-layer 2 --seed 2 --steps 2 --palette $S/old/preprocessor_config.json "
+    IGPT(0, "", TINY "--steps 3 --out $S/old");
+    IGPT(77, "", FAULTY ANEW "--out $S/new", "", "rename", 99); // never comes
+    for (int k = 0; k < 2; k++)
+        for (int n = 1; n <= (k ? 5 : TRIED + 5); n++) {
+            IGPT(0, "",
+                 FAULTY ANEW "--overwrite --out $S/cut; [ $? = 137 ] && exec ./igpt_fault train "
+                             "--resume --quiet --out $S/cut",
+                 "rm -rf $S/cut; cp -r $S/old $S/cut;", kinds[k], n);
+            const char *left = k || n > TRIED + 1 ? "new" : "old";
+            for (int i = 0; i < 6; i++) check_same_file(left, "cut", names[i]);
+        }
 }
 
 /* Files, folders and names as they come: as large as a header does not say, with escape sequences,
@@ -2925,6 +3018,8 @@ static void test_signals(void) {
 #    define HEARD TINY "--threads 1 --overwrite --steps 300000 --eval-every 20 --out $S/heard "
     IGPT(1, "--resume --out", HEARD "%s kill -TERM $!; kill -TERM $!; kill -HUP $!; wait $!",
          begun);
+    CHECK(count_words(igpt_output, "stopping after this step; press again to end now") == 1, "%s",
+          igpt_output);
     IGPT(0, "step 40\n", "%s 2>&1 | true; ${IGPT:-./igpt} %s", again, again);
     remove(scratch_path("heard/train_state.safetensors"));
     IGPT(1, "--resume --out",
@@ -3132,6 +3227,8 @@ static const struct {
     {"command line: finetune", test_finetune, FLOAT_ONLY},
     {"command line: palette", test_palette_command, FLOAT_ONLY},
     {"command line: nothing lost, nothing let in", test_nothing_lost, FLOAT_ONLY},
+    {"command line: a model without head, or promised", test_models_in_part, FLOAT_ONLY},
+    {"command line: --overwrite killed", test_killed_overwrite, FLOAT_ONLY},
     {"command line: signals", test_signals, FLOAT_ONLY},
     {"command line: strange names and files", test_strange_names, FLOAT_ONLY},
     {"command line: every fault", test_faults, FLOAT_ONLY},

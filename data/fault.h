@@ -1,14 +1,15 @@
 /* fault.h - in front of igpt.c (-include data/fault.h): the n-th allocation, write, ... fails.
    SPDX-License-Identifier: MIT
 
-   IGPT_FAULT="write 7 once" makes the seventh write fail, "write 7 on" all from it on; the kinds
-   are those of fault_kinds. Where the program ends and that call never came, its status becomes
+   IGPT_FAULT="write 7 once" makes the seventh write fail, "write 7 on" all from it on, and "write 7
+   kill" ends the program before it; the kinds are those of fault_kinds. Where the program ends and that call never came, its status becomes
    FAULT_SPARED. A run that hangs is ended by an alarm. What goes to stderr is left alone, since
    this is where a failure is told. test_igpt.c counts n up for every command. */
 #define _DEFAULT_SOURCE 1
 #define _FILE_OFFSET_BITS 64
 #include <dirent.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,7 @@
 #include <unistd.h>
 
 enum { FAULT_SPARED = 77, FAULT_SECONDS = 20 };
-enum { AT_ALLOC, AT_OPEN, AT_FOLDER, AT_READ, AT_WRITE, AT_FLUSH, AT_SYNC, AT_CLOSE, AT_RENAME };
+enum { AT_ALLOC, AT_OPEN, AT_FOLDER, AT_READ, AT_WRITE, AT_FLUSH, AT_SYNC, AT_CLOSE, AT_RENAME, AT_REMOVE };
 
 /* "open" is of files and of folders that are read, "folder" of folders that are made. */
 static const struct {
@@ -24,7 +25,7 @@ static const struct {
     int error;
 } fault_kinds[] = {{"alloc", ENOMEM}, {"open", EMFILE},  {"folder", ENOSPC},
                    {"read", EIO},     {"write", ENOSPC}, {"flush", ENOSPC},
-                   {"sync", EIO},     {"close", EIO},    {"rename", EACCES}};
+                   {"sync", EIO},     {"close", EIO},    {"rename", EACCES}, {"remove", EACCES}};
 static struct {
     int ready, kind;
     long n, calls; // the call to fail, those that there were
@@ -44,7 +45,7 @@ static void fault_read_plan(void) {
     if (!text) return;
     if (sscanf(text, "%15s %ld %7s", kind, &fault_plan.n, fault_plan.mode) != 3) abort();
     while (strcmp(fault_kinds[fault_plan.kind].name, kind))
-        if (++fault_plan.kind > AT_RENAME) abort();
+        if (++fault_plan.kind > AT_REMOVE) abort();
     atexit(fault_end);
 }
 
@@ -54,6 +55,7 @@ static int fault(int kind) {
     if (!fault_plan.n || kind != fault_plan.kind) return 0;
     long call = __atomic_add_fetch(&fault_plan.calls, 1, __ATOMIC_RELAXED);
     int fails = strcmp(fault_plan.mode, "on") ? call == fault_plan.n : call >= fault_plan.n;
+    if (fails && !strcmp(fault_plan.mode, "kill")) kill(getpid(), SIGKILL);
     if (fails) errno = fault_kinds[kind].error;
     return fails;
 }
@@ -115,3 +117,4 @@ static inline size_t fault_size(size_t value) { return value; }
 #define fsync(fd) (fault(AT_SYNC) ? -1 : ((void)(fd), 0)) // no test waits for the disk
 #define fclose(f) fault_fclose(f)
 #define rename(from, to) (fault(AT_RENAME) ? -1 : rename(from, to))
+#define remove(path) (fault(AT_REMOVE) ? -1 : remove(path))

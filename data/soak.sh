@@ -6,8 +6,9 @@
 #
 # Tiny runs of ./igpt are stopped by signals at random times and by a limit on the size of files; and with
 # strace, where it is there, killed at a chosen system call, or given an error by one. After each: a folder
-# with a state loads; a command that failed said one sentence, exited with 1 and left no .part file; and the
-# run, resumed, or begun anew where it had not saved yet, ends with the bytes of one that was never stopped.
+# with a state loads; a command that failed said one sentence, exited with 1 and left no .part file (but
+# where --overwrite has given up the run of before: what has no name yet waits); and the run, resumed, or begun
+# anew where it had not saved yet, ends with the bytes of one that was never stopped.
 # Prints how often; exit status 1 if anything was otherwise. A SEED repeats all but the random times. Bash 5.
 set -u
 cd "$(dirname "$0")/.."
@@ -15,7 +16,7 @@ work=$(mktemp -d) && work=$(cd "$work" && pwd -P) || exit 1
 child=""
 trap '[ -z "$child" ] || kill -KILL "$child" 2>/dev/null; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+export OMP_WAIT_POLICY=passive
 limit=$(awk -v minutes="${MINUTES:-5}" 'BEGIN { print int(60 * minutes) }')
 seed=${SEED:-$((EPOCHSECONDS % 32768))} RANDOM=${SEED:-$((EPOCHSECONDS % 32768))}
 failed=0 rounds=0
@@ -24,11 +25,12 @@ declare -A line counts made
 short="--batch 8 --steps 40 --save-every 3 --eval-every 10"
 line[ar]="train --n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 $short"
 line[bert]="${line[ar]} --objective bert"
+line[over]="train --overwrite --n-layer 2 --n-embd 16 --n-head 1 --n-px 6 --n-vocab 9 $short" # over ar's run
 line[tune]="finetune --model $work/ar $short --labels-per-class 20"
 line[sample]="sample --model $work/ar --n 5"
 line[complete]="complete --model $work/ar --n 3"
 line[palette]="palette --n-px 8 --n-vocab 12"
-kinds=(ar bert tune ar bert tune sample complete palette)
+kinds=(ar bert tune over ar bert tune over sample complete palette)
 written="model.safetensors config.json preprocessor_config.json log.csv loss.svg samples.png progress.png
     train_state.safetensors completions.png palette.png"
 
@@ -43,7 +45,7 @@ wrong() {
     sed 's/^/    /' "$work/said"
     ls -l "$out" 2>/dev/null | sed 's/^/    /'
 }
-no_part() { [ -z "$(find "$out" -name '*.part' 2>/dev/null)" ] || wrong "left a .part file"; }
+no_part() { grep -q 'waits for --resume' "$work/said" || [ -z "$(find "$out" -name '*.part' 2>/dev/null)" ] || wrong "left a .part file"; }
 sentence() { # the command failed as it should
     [ $status -eq 1 ] || wrong "exit status $status"
     sed -i '/^$/d; /^stopping after this step/d' "$work/said" # what Ctrl-C is answered at once
@@ -51,11 +53,20 @@ sentence() { # the command failed as it should
     no_part
 }
 
-# The words of a command: one from its start, or one that goes on where it can.
-begin() { rm -rf "$out" && words="${line[$kind]} --quiet --threads 1 --out $out"; }
+# The words of a command, with one or two threads: one from its start, or one that goes on where it can.
+begin() {
+    rm -rf "$out"
+    [ $kind != over ] || cp -r "$work/ar" "$out"
+    anew
+}
+anew() { pick 1 2 && words="${line[$kind]} --quiet --threads $picked --out $out"; }
 proceed() {
-    [ -e "$out/train_state.safetensors" ] || { begin; return; }
-    words="${line[$kind]%% *} --resume --quiet --threads 1 --out $out"
+    if [ $kind = over ] && cmp -s {"$work/ar","$out"}/train_state.safetensors; then
+        cmp {"$work/ar","$out"}/model.safetensors >"$work/said" 2>&1 || wrong "its model is another's"
+        anew
+    elif [ -e "$out/train_state.safetensors" ] || [ $kind = over ]; then
+        pick 1 2 && words="${line[$kind]%% *} --resume --quiet --threads $picked --out $out"
+    else begin; fi
 }
 begin_or_half() { # or a copy of the run that stopped half-way
     half="" && begin
@@ -139,8 +150,8 @@ nth_call() { # what happens to it, one of these calls
     if [ -z "${made[$kind$half $call]:-}" ]; then # how many does the whole command make?
         traced "trace=$call"
         made[$kind$half $call]=$(grep -c "^$call" "$work/trace")
-        rm -rf "$out"
-        [ -z "$half" ] || cp -r "$work/half-$kind" "$out"
+        begin
+        [ -z "$half" ] || { cp -r "$work/half-$kind" "$out" && proceed; }
     fi
     below $((${made[$kind$half $call]} + 1)) && nth=$((picked + 1))
     done_so="$kind$half, $how at $call number $nth"
@@ -148,7 +159,7 @@ nth_call() { # what happens to it, one of these calls
 }
 
 chosen_kill() {
-    nth_call signal=KILL write fsync rename rename openat close
+    nth_call signal=KILL write fsync rename rename unlink openat close
     case $status in
     0) count "not reached" ;;
     137) count "SIGKILL at the n-th $call" ;;
@@ -168,7 +179,7 @@ fault() {
 }
 
 # The references, and a run of each kind that stopped after its first state.
-for kind in ar bert tune sample complete palette; do
+for kind in ar bert tune over sample complete palette; do
     out=$work/$kind done_so="$kind, never stopped" began=${EPOCHREALTIME/./}
     begin
     igpt || { wrong "fails"; exit 1; }
