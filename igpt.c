@@ -3125,6 +3125,9 @@ static int entries_read(Safetensors *s) {
                         list[i].begin > reached    ? "no tensor"
                         : list[i].begin == s->size ? "a tensor, but the file ends there: truncated"
                                                    : "two tensors");
+    if (reached > s->size) // it ends where some tensor does, behind which others are to come
+        return fail("%s: byte %lld belongs to a tensor, but the file ends there: truncated",
+                    s->path, s->size);
     for (Size i = 0; i < n; i++)
         if (!list[i].name) list[i] = list[--n];
     qsort(list, n, sizeof *list, by_tensor_name);
@@ -3509,6 +3512,9 @@ static int model_lacks(const char *dir, const char *name) {
                         "python -c \"import transformers as t; t.ImageGPTForCausalImageModeling."
                         "from_pretrained('.').save_pretrained('.', max_shard_size='99GB')\"",
                         dir, others[i]);
+    if (path_kind(file_in(dir, "train_state.safetensors.part")) != NOTHING)
+        return fail("%s holds a save that was cut off: train or finetune with --resume finishes it",
+                    dir);
     return fail("%s is not there: no model lies in that folder; `igpt train` makes one",
                 file_in(dir, name));
 }
@@ -3525,9 +3531,10 @@ int model_load(Model *m, const char *dir) {
               safetensors_open(&weights, file_in(dir, "model.safetensors"));
     if (!bad && safetensors_find(&weights, "score.weight", &score) && score.n_dim)
         c.n_class = min(score.shape[0], NO_LABEL);
-    /* Blocks have 12 d^2 weights, colours and positions d, each of at least two bytes: no memory for
-       what cannot be there. */
-    Size least = (12 * c.n_layer * c.n_embd + c.n_vocab + c.n_px * c.n_px) * c.n_embd * 2;
+    /* Blocks have 12 d^2 weights, colours, positions and classes d, each of at least two bytes: no
+       memory for what cannot be there. */
+    Size rows = 12 * c.n_layer * c.n_embd + c.n_vocab + positions(&c) + c.n_class;
+    Size least = rows * c.n_embd * 2;
     if (!bad && least > weights.size)
         bad = fail("%s: too small for the model that config.json promises", weights.path);
     bad = bad || model_init(m, c) || weights_load(m, &weights) || model_fill(m, dir, json);
@@ -4646,15 +4653,68 @@ static int holds_model(const char *dir) {
     return k < 4;
 }
 
-/* Has a kill left a save without some of its names? Its state is written last and gets its name
-   last, so where that waits, and is whole, all of the save is there. */
+/* Where --overwrite gives up the run of before, it stays until the new files are on disk. Then its
+   config.json goes first and its state before the first of them comes: no folder holds parts of two
+   runs that load together. So do its pictures. */
+static void save_clear(const char *dir) {
+    static const char *const going[] = {"config.json", STATE, "samples.png", "progress.png",
+                                        "loss.svg"};
+    for (size_t i = 0; i < sizeof going / sizeof *going; i++) {
+        const char *path = file_in(dir, going[i]);
+        file_remove(path);
+        int reason = errno;
+        if (path_kind(path) != NOTHING) stop("cannot remove %s: %s", path, strerror(reason));
+        waiting.kept = 1;
+    }
+}
+
+/* Let the files that wait take their names, the state last: where there is one, there is a model. */
+static void save_finish(void) {
+    for (int i = 0; i < waiting.n; i++)
+        if (file_replace(hidden(waiting.path[i]), waiting.path[i]))
+            stop("cannot write %s: %s", waiting.path[i], strerror(errno));
+    waiting.n = waiting.kept = 0;
+}
+
+/* Has a kill left a save between its names? Then the old config.json has gone, or the new one has
+   come; and its state waits, whole, since that is written last and gets its name last. */
 static int save_was_cut(const char *dir) {
     Safetensors state;
-    if (path_kind(file_in(dir, STATE)) != NOTHING) return 0;
-    const char *path = hidden(file_in(dir, STATE));
+    char command[16];
+    const char *path = hidden(file_in(dir, "config.json"));
+    if ((path_kind(path) != NOTHING) == (path_kind(file_in(dir, "config.json")) != NOTHING))
+        return 0;
+    path = hidden(file_in(dir, STATE));
     if (path_kind(path) == NOTHING || safetensors_open(&state, path)) return 0;
+    int bad = safetensors_metadata(&state, "command", command, sizeof command);
     safetensors_close(&state);
-    return 1;
+    return !bad;
+}
+
+/* Why the state that a save has left cannot be read, in brackets; or "". */
+static const char *save_torn(const char *dir) {
+    static char why[sizeof last_error];
+    Safetensors state;
+    const char *path = hidden(file_in(dir, STATE));
+    if (path_kind(path) == NOTHING) return "";
+    if (safetensors_open(&state, path)) snprintf(why, sizeof why, " (%.1000s)", error_text());
+    else safetensors_close(&state);
+    return why;
+}
+
+/* Go on with it. What was to go first has gone where config.json has come. */
+static void save_recover(const char *dir) {
+    static const char *const names[] = {"model.safetensors", "preprocessor_config.json",
+                                        "config.json", "log.csv", STATE};
+    waiting.kept = 1;
+    if (path_kind(hidden(file_in(dir, "config.json"))) != NOTHING) save_clear(dir);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *path = file_in(dir, names[i]);
+        if (path_kind(hidden(path)) != NOTHING)
+            snprintf(waiting.path[waiting.n++], PATH_SIZE, "%s", path);
+    }
+    save_finish();
+    say(NOTE, "%s: a save that was cut off is finished", dir);
 }
 
 /* Not to lose a run by typing its command again, nor a model that came from elsewhere. */
@@ -4662,12 +4722,10 @@ static void run_refuse(const Options *o) {
     Safetensors state;
     char steps[32] = "?";
     if (o->resume || o->overwrite || !holds_model(o->out)) return;
-    if (save_was_cut(o->out))
-        stop("%s holds a save that was cut off: --resume goes on with it, --overwrite starts anew",
-             o->out);
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING)
-        stop("%s holds a model or what a save has left: --overwrite replaces it", o->out);
+        stop("%s holds a model or what a save has left%s: --overwrite replaces it", o->out,
+             save_torn(o->out));
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
     stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
          steps);
@@ -4682,8 +4740,12 @@ static int holds_tensor(const char *path, const char *name) {
     return holds;
 }
 
-static int has_lm_head(const char *dir) { // Hugging Face's classifiers and bare models have none
-    return holds_tensor(file_in(dir, "model.safetensors"), "lm_head.weight");
+/* Hugging Face's classifiers and bare models are saved without: it is zero here. */
+static int has_lm_head(const Model *m) {
+    Matrix head = weight(m, LM_HEAD, 0);
+    for (Size i = 0; i < head.rows * head.cols; i++)
+        if (head.data[i] != 0) return 1;
+    return 0;
 }
 
 /* From here on no other process writes a palette or a model there; only now is what lies there
@@ -4695,17 +4757,10 @@ static void folder_take(const char *dir) {
     folder_is_locked = 1;
 }
 
-/* A lock goes with its folder, but files are written by its name. */
-static void need_folder(const Options *o) {
-    if (folder_moved(o->out))
-        stop("%s is no longer the folder that this run began in; where that is now, --resume goes "
-             "on from its last save",
-             o->out);
-}
-
 static void run_lock(const Options *o) {
-    if (path_kind(o->out) != FOLDER) return;
+    if (folder_is_locked || path_kind(o->out) != FOLDER) return;
     folder_take(o->out);
+    if (save_was_cut(o->out)) save_recover(o->out);
     run_refuse(o);
 }
 
@@ -4718,7 +4773,7 @@ static void run_load(Run *r) {
     if (from) {
         need(!model_load(m, from));
         options_follow(o, &m->config, from);
-        if (!has_lm_head(from)) say(NOTE, "%s has no lm_head.weight: it starts at zero", from);
+        if (!has_lm_head(m)) say(NOTE, "%s has no lm_head.weight: it starts at zero", from);
     } else need(!config_check(&config)); // before the work on a palette
     need_masks(o, from ? &m->config : &config);
     need(!dataset_read(&r->data, o->data, o->n_px));
@@ -4727,8 +4782,9 @@ static void run_load(Run *r) {
     need_room(o, from ? m->config : config);
     need(!folder_make(o->out));
     run_lock(o);
-    need_outputs(o->out, "model.safetensors preprocessor_config.json config.json log.csv loss.svg "
-                         "train_state.safetensors samples.png progress.png");
+    // what a kill has left loses its state first: what then is left cannot pass for a save
+    need_outputs(o->out, "train_state.safetensors model.safetensors preprocessor_config.json "
+                         "config.json log.csv loss.svg samples.png progress.png");
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
         need(!model_init(m, config_of(o)));
@@ -4780,6 +4836,23 @@ static void need_finite(const Run *r, double value) {
                                   : "Nothing has been saved; start anew with a lower --lr");
 }
 
+/* A lock goes with its folder, but files are written by its name: where nothing has that any more,
+   the folder is made again, and where another one has it, the run ends. */
+static void need_folder(const Run *r) {
+    const char *dir = r->o->out;
+    if (!folder_moved(dir)) return;
+    if (path_kind(dir) != NOTHING) {
+        waiting.n = 0; // not to take away what now lies there
+        stop("%s is no longer the folder that this run began in%s", dir,
+             r->saved || r->o->resume ? "; where that is now, --resume goes on from its last save"
+                                      : "");
+    }
+    folder_is_locked = 0;
+    need(!folder_make(dir));
+    folder_take(dir);
+    say(NOTE, "%s was moved or removed; it has been made again", dir);
+}
+
 /* progress.png: the first pictures of every test, a line each, so that one sees the run learn: their
    random numbers are the same in all tests. Where the lines are full, every other one goes. */
 static void progress_sheet(Run *r, const uint16_t *samples) {
@@ -4809,7 +4882,7 @@ static int run_test(Run *r, Row *row) {
     if (!interrupted) need_finite(r, row->held.gen + (r->fine ? row->held.clf : 0));
     if (n && !interrupted) draw_pictures(o, m, samples, n, 0, NULL);
     if (interrupted) return -1;
-    need_folder(o);
+    need_folder(r);
     if (n) {
         write_sheet(file_in(o->out, "samples.png"), samples, n, o->n_px, m->palette, SHEET_COLUMNS);
         progress_sheet(r, samples);
@@ -4850,43 +4923,6 @@ static void run_report(Run *r, int testing) {
     if (testing) loss_chart(r, file_in(r->o->out, "loss.svg"));
 }
 
-/* Where --overwrite gives up the run of before, it stays until the new files are on disk. Then its
-   state goes before the first of them comes, and so does config.json: no folder holds parts of two
-   runs that load together. So do its pictures. */
-static void save_clear(const char *dir) {
-    static const char *const going[] = {STATE, "config.json", "samples.png", "progress.png",
-                                        "loss.svg"};
-    for (size_t i = 0; i < sizeof going / sizeof *going; i++) {
-        const char *path = file_in(dir, going[i]);
-        file_remove(path);
-        if (path_kind(path) != NOTHING) stop("cannot remove %s", path);
-        waiting.kept = 1;
-    }
-}
-
-/* Let the files that wait take their names, the state last: where there is one, there is a model. */
-static void save_finish(void) {
-    for (int i = 0; i < waiting.n; i++)
-        if (file_replace(hidden(waiting.path[i]), waiting.path[i]))
-            stop("cannot write %s: %s", waiting.path[i], strerror(errno));
-    waiting.n = waiting.kept = 0;
-}
-
-/* Go on with a save that was cut off. What was to go first has gone where config.json has come. */
-static void save_recover(const char *dir) {
-    static const char *const names[] = {"model.safetensors", "preprocessor_config.json",
-                                        "config.json", "log.csv", STATE};
-    waiting.kept = 1;
-    if (path_kind(hidden(file_in(dir, "config.json"))) != NOTHING) save_clear(dir);
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const char *path = file_in(dir, names[i]);
-        if (path_kind(hidden(path)) != NOTHING)
-            snprintf(waiting.path[waiting.n++], PATH_SIZE, "%s", path);
-    }
-    save_finish();
-    say(NOTE, "%s: a save that was cut off is finished", dir);
-}
-
 /* Write all that --resume and the other commands need. */
 static void run_save(Run *r) {
     char step[32];
@@ -4895,7 +4931,7 @@ static void run_save(Run *r) {
     Stored list[N_STATE];
     Row *now = &r->log[r->n_rows];
     const char *dir = r->o->out;
-    need_folder(r->o);
+    need_folder(r);
     int replaces = !r->saved && !r->o->resume && holds_model(dir); // before this save's parts
     snprintf(step, sizeof step, "%.0f", now->step);
     for (Size i = 0; i < r->adam.n; i++) {
@@ -4909,6 +4945,7 @@ static void run_save(Run *r) {
     log_write(r, file_in(dir, "log.csv"));
     need(!safetensors_write(file_in(dir, STATE), list, N_STATE, metadata));
     waiting.together = 0;
+    need_folder(r);
     if (replaces) save_clear(dir);
     save_finish();
     r->saved = 1;
@@ -4974,11 +5011,10 @@ static void run_print(Run *r) {
    command line, and are returned. */
 static const char *run_reopen(Options *o, Safetensors *state) {
     char name[16];
-    if (save_was_cut(o->out)) save_recover(o->out);
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING)
-        stop("%s holds no run to resume; without --resume igpt %s starts one", o->out,
-             o->command->name);
+        stop("%s holds no run to resume%s; without --resume igpt %s starts one", o->out,
+             save_torn(o->out), o->command->name);
     need(!safetensors_open(state, path));
     char *saved = need_memory(state->start, 1); // as long as the header, at the most
     if (safetensors_metadata(state, "command", name, sizeof name) || strcmp(name, o->command->name))
@@ -5021,17 +5057,17 @@ static void command_train(Options *o) { // and finetune
    Everything else that a person can ask for, and main. */
 
 /* Drawing and L_GEN take an lm_head. */
-static void need_lm_head(const char *dir) {
-    if (!has_lm_head(dir))
-        stop("%s has no lm_head.weight: it was saved as a classifier or as a bare model, and can "
-             "neither draw nor be tested by its loss",
-             dir);
+static void need_lm_head(const Options *o, const Model *m) {
+    if (!has_lm_head(m))
+        stop("%s has no lm_head.weight, or all of it is zero: it was saved as a classifier or as a "
+             "bare model, and can neither draw nor be tested by its loss",
+             o->model);
 }
 
 static void command_sample(Options *o) {
     Model m;
     need(!model_load(&m, o->model));
-    need_lm_head(o->model);
+    need_lm_head(o, &m);
     need_outputs(o->out, "samples.png");
     Size px = m.config.n_px;
     uint16_t *tokens = need_memory(o->n * px * px, sizeof *tokens);
@@ -5070,7 +5106,7 @@ static void command_complete(Options *o) {
     Size px = m.config.n_px, T = px * px, rows = o->rows < 0 ? px / 2 : o->rows;
     Size each = o->n, columns = each + 2;
     if (rows > px) stop("--rows %lld: the model's pictures have %lld", rows, px);
-    need_lm_head(o->model);
+    need_lm_head(o, &m);
     Images set = originals_read(o, &m);
     need_outputs(o->out, "completions.png");
     uint16_t *drawn = need_memory(set.n * each * T, sizeof *drawn);
@@ -5094,7 +5130,7 @@ static void command_eval(Options *o) {
     need_masks(o, &m.config);
     need(!dataset_read(&data, o->data, m.config.n_px));
     int classes = classes_agree(&m, &data);
-    if (!classes) need_lm_head(o->model);
+    if (!classes) need_lm_head(o, &m);
     if (m.config.n_class && !classes)
         say(NOTE, "no accuracy: the classes of %s are not those of %s", o->data, o->model);
     Pass pass = pass_open(&m.config, B, KEEP_NOTHING);
@@ -5103,7 +5139,7 @@ static void command_eval(Options *o) {
     Scores s = evaluate(&m, &pass, B, &data.test, &all, classes, o->masks, o->mask_prob);
     if (!isfinite(s.gen + (classes ? s.clf : 0)))
         stop("%s: its loss is not finite: weights are too large", o->model);
-    if (!has_lm_head(o->model)) s.gen = NAN; // of which no figure is to be seen
+    if (!has_lm_head(&m)) s.gen = NAN; // of which no figure is to be seen
     printf("images %lld\n", data.test.n);
     print_scores(&s, &data, &m.config);
 }

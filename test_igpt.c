@@ -1822,6 +1822,8 @@ static void test_safetensors_refused(void) {
         {"{'a':{'dtype':'BOOL','shape':[2],'data_offsets':[0,4]}}", 4, "tensor a: expected"},
         {"{'a':{'dtype':'F32','shape':[1],'data_offsets':[0,4]}}", 5, "no tensor"},
         {"{" A ",'b':{'dtype':'I8','shape':[4],'data_offsets':[2,6]}}", 6, "two tensors"},
+        {"{" A ",'b':{'dtype':'I8','shape':[4],'data_offsets':[4,8]}}", 4, "the file ends there"},
+        {"{" A "}", 0, "the file ends there"}, // as a kill leaves it that came behind the header
         {"{'b':{'dtype':'I8','shape':[4],'data_offsets':[0,4]}," A "}", 4, "two tensors"},
         {"{'b':{'dtype':'I8','shape':[0],'data_offsets':[2,2]}," A "}", 4, "two tensors"},
         {"{'b':{'dtype':'I8','shape':[4],'data_offsets':[6,10]}," A "}", 10, "no tensor"},
@@ -2812,13 +2814,16 @@ static void test_nothing_lost(void) {
          LIMITED(400000) TINY
          "--threads 1 --steps 100000000 --eval-every 1 --out $S/vast & until "
          "[ -e $S/vast/train_state.safetensors ]; do kill -0 $! || exit; done; kill $!; wait $!");
-    IGPT(1, "moved is no longer the folder", // a lock goes with it, a save would not
-         TINY
-         "--threads 1 --steps 100000 --eval-every 100000 --save-every 3000 --out $S/moved & until "
-         "[ -e "
-         "$S/moved/train_state.safetensors ]; do kill -0 $! || exit; done; mv $S/moved $S/away; "
-         "mkdir $S/moved; wait $!");
+    // a lock goes with its folder, what is written would not: nothing comes beside another's files
+    static const char moved[] =
+        TINY "--threads 1 --steps 2000000 --eval-every 2000000 --save-every "
+             "20000 --out $S/moved & until [ -e "
+             "$S/moved/train_state.safetensors ]; do kill -0 $! || exit; "
+             "done; mv $S/moved $S/away";
+    IGPT(1, "moved is no longer the folder", "%s; mkdir $S/moved; wait $!", moved);
     CHECK(!rmdir(scratch_path("moved")), "files beside another run's");
+    IGPT(1, "go on with", "%s1; kill $!; wait $!", moved); // and where there are none, all is saved
+    IGPT(0, "", "eval --model $S/moved");
     IGPT(1, "another run is writing there",
          TINY
          "--steps 100000 --save-every 1 --out $S/shared & until [ -e "
@@ -2872,7 +2877,8 @@ static void test_nothing_lost(void) {
          "./igpt_fault " TINY "--overwrite --seed 2 --steps 3 --out $S/third");
     CHECK(strstr(igpt_output, "waits for --resume"), "%s", igpt_output);
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/third");
-    IGPT(1, "halved holds a save that was cut off", TINY "--steps 3 --out $S/halved");
+    IGPT(1, "halved holds a save that was cut off", "eval --model $S/halved");
+    IGPT(1, "halved holds a run of 1 steps: --resume goes on", TINY "--steps 3 --out $S/halved");
     IGPT(1, "cannot write", // where nothing was given up, nothing is left
          "--version & wait; IGPT_FAULT='rename 2 once' exec ./igpt_fault " TINY
          "--steps 3 --out $S/fresh1");
@@ -2937,6 +2943,8 @@ static void test_models_in_part(void) {
     tensor_renamed("whole/model.safetensors", "\"transformer.wte.weight\"",
                    "\"wte.weight\"            "); // by which one knows a bare model
     IGPT(1, "can neither draw nor be tested by its loss", "eval --model $S/whole");
+    IGPT(0, "", "finetune --model $S/whole --gen-weight 0 --steps 1 --batch 2 --out $S/zero");
+    IGPT(1, "zero has no lm_head.weight, or all of it", "sample --model $S/zero");
     IGPT(1, "whole has no lm_head.weight", "sample --model $S/whole");
     IGPT(1, "whole has no lm_head.weight", "complete --model $S/whole");
     IGPT(0, "no lm_head.weight: it starts at zero",
@@ -2952,26 +2960,49 @@ static void test_models_in_part(void) {
          LIMITED(200000) "eval --model $S/whole");
 }
 
-/* --overwrite is killed before each of its calls that remove or rename: the run of before is still
-   there, or --resume finds the new one, whole in either case. */
+/* --overwrite is killed in the middle of its first save, over a run and over a model from elsewhere;
+   then comes nothing, or what makes it worse; then --resume. Whatever lies there in the end is the
+   old one or the new one, and all of it. */
 static void test_killed_overwrite(void) {
-    enum { TRIED = 8 }; // so many names are removed when outputs are tried; then the old run's
-    static const char *const kinds[] = {"remove", "rename"};
-    static const char *const names[] = {"model.safetensors",        "config.json",  "samples.png",
-                                        "preprocessor_config.json", "progress.png", "loss.svg"};
-#    define FAULTY "--version & wait; %s IGPT_FAULT='%s %d kill' ./igpt_fault "
-#    define ANEW TINY "--n-layer 2 --seed 2 --steps 2 --palette $S/old/preprocessor_config.json "
-    IGPT(0, "", TINY "--steps 3 --out $S/old");
-    IGPT(77, "", FAULTY ANEW "--out $S/new", "", "rename", 99); // never comes
-    for (int k = 0; k < 2; k++)
-        for (int n = 1; n <= (k ? 5 : TRIED + 5); n++) {
-            IGPT(0, "",
-                 FAULTY ANEW "--overwrite --out $S/cut; [ $? = 137 ] && exec ./igpt_fault train "
-                             "--resume --quiet --out $S/cut",
-                 "rm -rf $S/cut; cp -r $S/old $S/cut;", kinds[k], n);
-            const char *left = k || n > TRIED + 1 ? "new" : "old";
-            for (int i = 0; i < 6; i++) check_same_file(left, "cut", names[i]);
-        }
+#    define FEW "--n-embd 4 --n-px 2 --batch 2 --steps 2 --data $S/few --quiet --threads 1 "
+#    define ANEW "./igpt_fault train --n-layer 2 --n-head 2 --n-vocab 3 --seed 2 " FEW
+    static const char *const few[] = {"pictures few/a 3 10", "pictures few/b 3 90", NULL};
+    static const char *const cuts[] = {"flush 5",  "remove 9", "remove 10", "remove 11",
+                                       "rename 1", "rename 3", "rename 5"};
+    static const char *const thens[] = {
+        "true",
+        "IGPT_FAULT='remove 1 kill' ./igpt_fault train --resume --out $S/cut",
+        "IGPT_FAULT='rename 2 kill' ./igpt_fault train --resume --out $S/cut",
+        ANEW "--overwrite --palette $S/nowhere --out $S/cut",
+        "IGPT_FAULT='remove 2 kill' " ANEW "--overwrite --out $S/cut",
+        "IGPT_FAULT='remove 6 kill' " ANEW "--overwrite --out $S/cut",
+    };
+    static const char *const names[] = {
+        "model.safetensors", "config.json",  "preprocessor_config.json",
+        "samples.png",       "progress.png", "loss.svg"};
+    enum { CUTS = sizeof cuts / sizeof *cuts, THENS = sizeof thens / sizeof *thens };
+    int renewed = 0;
+    files_make(1, few);
+    IGPT(0, "", "train --n-layer 1 --n-head 1 --n-vocab 2 " FEW "--out $S/cut_run");
+    IGPT(0, "",
+         "--version & wait; cp -r $S/cut_run $S/cut_model; rm $S/cut_model/*state* "
+         "$S/cut_model/log.csv");
+    IGPT(0, "", "--version & wait; " ANEW "--out $S/cut_new");
+    for (int i = 0; i < 2 * CUTS * THENS; i++) {
+        const char *old = i % 2 ? "cut_run" : "cut_model";
+        IGPT(0, "",
+             "--version & wait; rm -rf $S/cut; cp -r $S/%s $S/cut; IGPT_FAULT='%s kill' " ANEW
+             "--overwrite --out $S/cut; [ $? = 137 ] || exit; %s; ./igpt_fault train --resume "
+             "--quiet --threads 1 --out $S/cut; true",
+             old, cuts[i / 2 % CUTS], thens[i / 2 / CUTS]);
+        Size n, n_new;
+        const void *model = read_bytes(scratch_path("cut/model.safetensors"), &n);
+        const void *new = read_bytes(scratch_path("cut_new/model.safetensors"), &n_new);
+        int is_new = model && n == n_new && !memcmp(model, new, (size_t)n);
+        for (int k = 0; k < 6; k++) check_same_file(is_new ? "cut_new" : old, "cut", names[k]);
+        renewed += is_new;
+    }
+    CHECK(renewed == 2 * 5 * THENS, "%d: before the first removal the old one stays", renewed);
 }
 
 /* Files, folders and names as they come: as large as a header does not say, with escape sequences,
