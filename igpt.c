@@ -158,7 +158,7 @@ static int folder_lock(const char *path) { // until the process ends; 1: another
     if (f != INVALID_HANDLE_VALUE) return 0;
     return GetLastError() == ERROR_SHARING_VIOLATION ? 1 : (errno = EACCES, -1);
 }
-static int folder_moved(const char *path) { return (void)path, 0; } // an open file in it forbids it
+static const char *folder_enter(const char *path) { return path; } // an open file keeps it there
 static double seconds_now(void) { return 1e-3 * (double)GetTickCount64(); }
 static double memory_limit(void) {
     MEMORYSTATUSEX memory = {.dwLength = sizeof memory};
@@ -277,7 +277,7 @@ static double memory_limit(void) { return 4294967296.0; }
 static const int interrupted = 0; // there are neither signals nor other processes
 static void catch_interrupt(void) {}
 static int folder_lock(const char *path) { return (void)path, 0; }
-static int folder_moved(const char *path) { return (void)path, 0; }
+static const char *folder_enter(const char *path) { return path; }
 static char **process_start(int *argc, char **argv) { return (void)argc, argv; }
 #        else
 static double peak_memory(void) {
@@ -329,10 +329,8 @@ static int folder_lock(const char *path) { // until the process ends; 1: another
     int f = locked_folder = open(path, O_RDONLY);
     return f < 0 ? -1 : flock(f, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
 }
-static int folder_moved(const char *path) { // is what lies there not the folder that was locked?
-    struct stat is, was;
-    return stat(path, &is) || fstat(locked_folder, &was) || is.st_ino != was.st_ino ||
-           is.st_dev != was.st_dev;
+static const char *folder_enter(const char *path) { // the locked one's name, wherever it goes
+    return fchdir(locked_folder) ? path : ".";
 }
 #        endif
 #    endif
@@ -3513,8 +3511,10 @@ static int model_lacks(const char *dir, const char *name) {
                         "from_pretrained('.').save_pretrained('.', max_shard_size='99GB')\"",
                         dir, others[i]);
     if (path_kind(file_in(dir, "train_state.safetensors.part")) != NOTHING)
-        return fail("%s holds a save that was cut off: train or finetune with --resume finishes it",
-                    dir);
+        return fail(
+            "%s holds what a save has left: train or finetune with --resume finishes it, if "
+            "all of it is there",
+            dir);
     return fail("%s is not there: no model lies in that folder; `igpt train` makes one",
                 file_in(dir, name));
 }
@@ -4448,6 +4448,7 @@ typedef struct {
     Size line, n_drawn; // one test's, how many tests'
     double began;       // when this process would have begun, had it done all steps
     const char *words;  // the command line, for --resume
+    const char *dir;    // where to write: --out, also where it has been moved meanwhile
     int saved;          // by this process
 } Run;
 
@@ -4653,9 +4654,9 @@ static int holds_model(const char *dir) {
     return k < 4;
 }
 
-/* Where --overwrite gives up the run of before, it stays until the new files are on disk. Then its
-   config.json goes first and its state before the first of them comes: no folder holds parts of two
-   runs that load together. So do its pictures. */
+/* A run that --overwrite gives up stays until the new one's files are on disk. Then config.json goes
+   first, without which the folder does not load, and the state and the pictures follow, all before
+   the first new file takes its name: no folder holds parts of two runs that load together. */
 static void save_clear(const char *dir) {
     static const char *const going[] = {"config.json", STATE, "samples.png", "progress.png",
                                         "loss.svg"};
@@ -4685,7 +4686,11 @@ static int save_was_cut(const char *dir) {
     if ((path_kind(path) != NOTHING) == (path_kind(file_in(dir, "config.json")) != NOTHING))
         return 0;
     path = hidden(file_in(dir, STATE));
-    if (path_kind(path) == NOTHING || safetensors_open(&state, path)) return 0;
+    if (path_kind(path) == NOTHING) return 0;
+    FILE *f = file_open(path, "rb");
+    need(f != NULL); // what cannot be looked at is not to be given up
+    fclose(f);
+    if (safetensors_open(&state, path)) return 0;
     int bad = safetensors_metadata(&state, "command", command, sizeof command);
     safetensors_close(&state);
     return !bad;
@@ -4729,15 +4734,6 @@ static void run_refuse(const Options *o) {
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
     stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
          steps);
-}
-
-static int holds_tensor(const char *path, const char *name) {
-    Safetensors file;
-    Stored s;
-    need(!safetensors_open(&file, path));
-    int holds = safetensors_find(&file, name, &s);
-    safetensors_close(&file);
-    return holds;
 }
 
 /* Hugging Face's classifiers and bare models are saved without: it is zero here. */
@@ -4836,23 +4832,6 @@ static void need_finite(const Run *r, double value) {
                                   : "Nothing has been saved; start anew with a lower --lr");
 }
 
-/* A lock goes with its folder, but files are written by its name: where nothing has that any more,
-   the folder is made again, and where another one has it, the run ends. */
-static void need_folder(const Run *r) {
-    const char *dir = r->o->out;
-    if (!folder_moved(dir)) return;
-    if (path_kind(dir) != NOTHING) {
-        waiting.n = 0; // not to take away what now lies there
-        stop("%s is no longer the folder that this run began in%s", dir,
-             r->saved || r->o->resume ? "; where that is now, --resume goes on from its last save"
-                                      : "");
-    }
-    folder_is_locked = 0;
-    need(!folder_make(dir));
-    folder_take(dir);
-    say(NOTE, "%s was moved or removed; it has been made again", dir);
-}
-
 /* progress.png: the first pictures of every test, a line each, so that one sees the run learn: their
    random numbers are the same in all tests. Where the lines are full, every other one goes. */
 static void progress_sheet(Run *r, const uint16_t *samples) {
@@ -4865,7 +4844,7 @@ static void progress_sheet(Run *r, const uint16_t *samples) {
     Size px = r->o->n_px, T = px * px, n = r->n_drawn * r->line;
     uint16_t *tokens = need_memory(n, sizeof *tokens);
     for (Size i = 0; i < n; i++) tokens[i] = (uint16_t)r->drawn[i];
-    const char *path = file_in(r->o->out, "progress.png");
+    const char *path = file_in(r->dir, "progress.png");
     write_sheet(path, tokens, n / T, px, r->model.palette, r->line / T);
     free(tokens);
 }
@@ -4882,9 +4861,8 @@ static int run_test(Run *r, Row *row) {
     if (!interrupted) need_finite(r, row->held.gen + (r->fine ? row->held.clf : 0));
     if (n && !interrupted) draw_pictures(o, m, samples, n, 0, NULL);
     if (interrupted) return -1;
-    need_folder(r);
     if (n) {
-        write_sheet(file_in(o->out, "samples.png"), samples, n, o->n_px, m->palette, SHEET_COLUMNS);
+        write_sheet(file_in(r->dir, "samples.png"), samples, n, o->n_px, m->palette, SHEET_COLUMNS);
         progress_sheet(r, samples);
     }
     free(samples);
@@ -4920,7 +4898,7 @@ static void run_report(Run *r, int testing) {
     r->n_rows += steps > 0;
     r->log[r->n_rows - 1] = row;
     r->log[r->n_rows] = (Row){.step = row.step, .lr = row.lr};
-    if (testing) loss_chart(r, file_in(r->o->out, "loss.svg"));
+    if (testing) loss_chart(r, file_in(r->dir, "loss.svg"));
 }
 
 /* Write all that --resume and the other commands need. */
@@ -4930,8 +4908,7 @@ static void run_save(Run *r) {
                               NULL};
     Stored list[N_STATE];
     Row *now = &r->log[r->n_rows];
-    const char *dir = r->o->out;
-    need_folder(r);
+    const char *dir = r->dir;
     int replaces = !r->saved && !r->o->resume && holds_model(dir); // before this save's parts
     snprintf(step, sizeof step, "%.0f", now->step);
     for (Size i = 0; i < r->adam.n; i++) {
@@ -4945,7 +4922,6 @@ static void run_save(Run *r) {
     log_write(r, file_in(dir, "log.csv"));
     need(!safetensors_write(file_in(dir, STATE), list, N_STATE, metadata));
     waiting.together = 0;
-    need_folder(r);
     if (replaces) save_clear(dir);
     save_finish();
     r->saved = 1;
@@ -5013,8 +4989,8 @@ static const char *run_reopen(Options *o, Safetensors *state) {
     char name[16];
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING)
-        stop("%s holds no run to resume%s; without --resume igpt %s starts one", o->out,
-             save_torn(o->out), o->command->name);
+        stop("%s holds no run to resume%s; igpt %s %s starts one", o->out, save_torn(o->out),
+             o->command->name, holds_model(o->out) ? "--overwrite" : "without --resume");
     need(!safetensors_open(state, path));
     char *saved = need_memory(state->start, 1); // as long as the header, at the most
     if (safetensors_metadata(state, "command", name, sizeof name) || strcmp(name, o->command->name))
@@ -5049,6 +5025,7 @@ static void command_train(Options *o) { // and finetune
         state_load(&run, &state);
         safetensors_close(&state);
     }
+    run.dir = folder_enter(o->out); // all other files have been read
     run_steps(&run);
     run_print(&run);
 }
@@ -5214,7 +5191,10 @@ static void command_palette(Options *o) {
     need(!folder_make(o->out));
     folder_take(o->out);
     if (holds_model(o->out))
-        stop("%s holds a model, whose palette belongs to its weights: take another --out", o->out);
+        stop(
+            "%s holds a model, whose palette belongs to its weights, or what a save has left: take "
+            "another --out",
+            o->out);
     need(!dataset_read(&data, o->data, o->n_px));
     need_outputs(o->out, "preprocessor_config.json palette.png");
     const Images *test = &data.test;
@@ -5447,6 +5427,15 @@ static void probe_print(const ProbeRun *p, const ProbeRow *best) {
     printf("pixels_test_accuracy %.4f\nmajority_accuracy %.4f\nchance_accuracy %.4f\n",
            p->rows[p->layers].mean[TEST_PART] / 100, majority_accuracy(&p->data),
            1.0 / (double)p->data.n_class);
+}
+
+static int holds_tensor(const char *path, const char *name) {
+    Safetensors file;
+    Stored s;
+    need(!safetensors_open(&file, path));
+    int holds = safetensors_find(&file, name, &s);
+    safetensors_close(&file);
+    return holds;
 }
 
 static void command_probe(Options *o) {

@@ -2814,16 +2814,15 @@ static void test_nothing_lost(void) {
          LIMITED(400000) TINY
          "--threads 1 --steps 100000000 --eval-every 1 --out $S/vast & until "
          "[ -e $S/vast/train_state.safetensors ]; do kill -0 $! || exit; done; kill $!; wait $!");
-    // a lock goes with its folder, what is written would not: nothing comes beside another's files
-    static const char moved[] =
-        TINY "--threads 1 --steps 2000000 --eval-every 2000000 --save-every "
-             "20000 --out $S/moved & until [ -e "
-             "$S/moved/train_state.safetensors ]; do kill -0 $! || exit; "
-             "done; mv $S/moved $S/away";
-    IGPT(1, "moved is no longer the folder", "%s; mkdir $S/moved; wait $!", moved);
+    IGPT(
+        1, "and saved; go on with", // a run follows its folder; what takes the place is not its own
+        TINY "--threads 1 --steps 2000000 --eval-every 2000000 --save-every 20000 --out $S/moved & "
+             "until [ -e $S/moved/train_state.safetensors ]; do kill -0 $! || exit; done; "
+             "mv $S/moved $S/away; mkdir $S/moved; kill $!; wait $!");
+    long step = atol(strstr(igpt_output, "stopped at step ") + 16);
     CHECK(!rmdir(scratch_path("moved")), "files beside another run's");
-    IGPT(1, "go on with", "%s1; kill $!; wait $!", moved); // and where there are none, all is saved
-    IGPT(0, "", "eval --model $S/moved");
+    IGPT(0, "", "train --resume --steps %ld --out $S/away", step);
+    CHECK(printed("step") == (double)step, "%s", igpt_output);
     IGPT(1, "another run is writing there",
          TINY
          "--steps 100000 --save-every 1 --out $S/shared & until [ -e "
@@ -2877,7 +2876,7 @@ static void test_nothing_lost(void) {
          "./igpt_fault " TINY "--overwrite --seed 2 --steps 3 --out $S/third");
     CHECK(strstr(igpt_output, "waits for --resume"), "%s", igpt_output);
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/third");
-    IGPT(1, "halved holds a save that was cut off", "eval --model $S/halved");
+    IGPT(1, "halved holds what a save has left", "eval --model $S/halved");
     IGPT(1, "halved holds a run of 1 steps: --resume goes on", TINY "--steps 3 --out $S/halved");
     IGPT(1, "cannot write", // where nothing was given up, nothing is left
          "--version & wait; IGPT_FAULT='rename 2 once' exec ./igpt_fault " TINY
@@ -2974,8 +2973,9 @@ static void test_killed_overwrite(void) {
         "IGPT_FAULT='remove 1 kill' ./igpt_fault train --resume --out $S/cut",
         "IGPT_FAULT='rename 2 kill' ./igpt_fault train --resume --out $S/cut",
         ANEW "--overwrite --palette $S/nowhere --out $S/cut",
-        "IGPT_FAULT='remove 2 kill' " ANEW "--overwrite --out $S/cut",
-        "IGPT_FAULT='remove 6 kill' " ANEW "--overwrite --out $S/cut",
+        "IGPT_FAULT='remove 2 kill' " ANEW "--seed 3 --overwrite --out $S/cut",
+        "IGPT_FAULT='remove 6 kill' " ANEW "--seed 3 --overwrite --out $S/cut",
+        "IGPT_FAULT='open 1 once' " ANEW "--overwrite --palette $S/nowhere --out $S/cut",
     };
     static const char *const names[] = {
         "model.safetensors", "config.json",  "preprocessor_config.json",
@@ -2993,12 +2993,14 @@ static void test_killed_overwrite(void) {
         IGPT(0, "",
              "--version & wait; rm -rf $S/cut; cp -r $S/%s $S/cut; IGPT_FAULT='%s kill' " ANEW
              "--overwrite --out $S/cut; [ $? = 137 ] || exit; %s; ./igpt_fault train --resume "
-             "--quiet --threads 1 --out $S/cut; true",
+             "--quiet --threads 1 --out $S/cut; echo resumed: $?",
              old, cuts[i / 2 % CUTS], thens[i / 2 / CUTS]);
         Size n, n_new;
         const void *model = read_bytes(scratch_path("cut/model.safetensors"), &n);
         const void *new = read_bytes(scratch_path("cut_new/model.safetensors"), &n_new);
         int is_new = model && n == n_new && !memcmp(model, new, (size_t)n);
+        CHECK(strstr(igpt_output, is_new || i % 2 ? "resumed: 0" : "resumed: 1"), "%s",
+              igpt_output);
         for (int k = 0; k < 6; k++) check_same_file(is_new ? "cut_new" : old, "cut", names[k]);
         renewed += is_new;
     }
