@@ -3788,6 +3788,7 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
 static struct {
     int quiet, terminal, show, pending;
     double last, began; // seconds: of the last progress line, of the work that it is about
+    const char *where;  // the folder that a run has entered; NULL: none
 } console;
 
 static void progress_clear(void) {
@@ -3847,7 +3848,7 @@ PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    fail("%s", text);
+    fail("%s%s%s", console.where ? console.where : "", console.where ? ": " : "", text);
     fprintf(stderr, "%sigpt: %s%s\n", console.pending ? "\n" : "", error_text(),
             waiting.kept ? "; what was to be saved waits for --resume" : "");
     while (waiting.n > 0 && !waiting.kept) file_remove(hidden(waiting.path[--waiting.n]));
@@ -5025,7 +5026,7 @@ static void command_train(Options *o) { // and finetune
         state_load(&run, &state);
         safetensors_close(&state);
     }
-    run.dir = folder_enter(o->out); // all other files have been read
+    run.dir = folder_enter(console.where = o->out); // all other files have been read
     run_steps(&run);
     run_print(&run);
 }

@@ -2851,7 +2851,7 @@ static void test_nothing_lost(void) {
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
     IGPT(1, "not finite", "sample --model $S/huge --out $S/drawn");
     IGPT(1, "not finite", "probe --model $S/huge --out $S/drawn");
-    IGPT(1, "igpt: step 1, learning rate 0.004: the run is no longer finite (",
+    IGPT(1, "kept: step 1, learning rate 0.004: the run is no longer finite (",
          "train --init $S/huge --overwrite --steps 3 --out $S/kept");
     CHECK(strstr(igpt_output, "Nothing has been saved; start anew with a lower --lr"), "%s",
           igpt_output);
