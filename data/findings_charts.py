@@ -128,7 +128,9 @@ def main():
               "test loss, nats per pixel", {name: sorted(line) for name, line in series.items()},
               lambda x: (high - x) / (high - low), [(t / 10, t / 10) for t in tenths])
 
-    series = lines(first + of("resolution"), "n_px", ["best probe", "raw pixels"])
+    seen = {row["pictures_seen"] for row in of("resolution")}  # other networks saw as many
+    series = lines([row for row in first if row["pictures_seen"] in seen] + of("resolution"), "n_px",
+                   ["best probe", "raw pixels"])
     sides = [int(point[0]) for point in series.get("best probe", [])]
     if len(sides) > 1:
         chart(os.path.join(folder, "findings-resolution.svg"), "Best probe by size of the pictures",
