@@ -2802,8 +2802,9 @@ static void test_nothing_lost(void) {
          "eval --model $S/pipes");
     write_bytes(scratch_path("pipes/model.safetensors.index.json"), "", 0);
     IGPT(1, "holds model.safetensors.index.json, not one", "eval --model $S/pipes");
-    IGPT(1, "README.md: it is no folder; `igpt train`", "eval --model README.md");
-    IGPT(1, "README.md: it is no folder; igpt's own", "train --data README.md --out $S/unmade");
+    IGPT(1, "meta.txt: it is no folder; `igpt train`", "eval --model data/emoji/batches.meta.txt");
+    IGPT(1, "meta.txt: it is no folder; igpt's own",
+         "train --data data/emoji/batches.meta.txt --out $S/unmade");
     IGPT(1, "neither table nor chart",
          "probe --model data/emoji-ar --features $S/probe.csv --out $S");
     for (int i = 0; i < 3; i++)
