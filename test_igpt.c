@@ -2820,7 +2820,9 @@ static void test_nothing_lost(void) {
         TINY "--threads 1 --steps 2000000 --eval-every 2000000 --save-every 20000 --out $S/moved & "
              "until [ -e $S/moved/train_state.safetensors ]; do kill -0 $! || exit; done; "
              "mv $S/moved $S/away; mkdir $S/moved; kill $!; wait $!");
-    long step = atol(strstr(igpt_output, "stopped at step ") + 16);
+    const char *stopped = strstr(igpt_output, "stopped at step ");
+    REQUIRE(stopped);
+    long step = atol(stopped + 16);
     CHECK(!rmdir(scratch_path("moved")), "files beside another run's");
     IGPT(0, "", "train --resume --steps %ld --out $S/away", step);
     CHECK(printed("step") == (double)step, "%s", igpt_output);
