@@ -680,9 +680,7 @@ INLINE void tile(const int rows, Matrix c, Matrix a, const real *b, int accumula
 
 INLINE void tile_of_height(Matrix c, Matrix a, const real *b, int accumulate) {
 #    define HEIGHT(n)                                                                              \
-    case n:                                                                                        \
-        tile(n < MR ? n : MR, c, a, b, accumulate);                                                \
-        break;
+    case n: tile(n < MR ? n : MR, c, a, b, accumulate); break;
     switch (c.rows) { // only a matrix's last rows make a lower tile; those above MR never occur
         HEIGHT(1)
         HEIGHT(2)
@@ -3283,7 +3281,7 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
 
 /* The list, n long, of a model's tensors in a file; a bias has no data. NULL: no memory. */
 static Stored *stored_list(const Model *m, int dtype, Size *n) {
-    char(*bias_name)[sizeof m->tensors->name]; // behind the list, in the same memory
+    char (*bias_name)[sizeof m->tensors->name]; // behind the list, in the same memory
     Size most = 2 * m->n_tensors;
     Stored *list = zalloc(most, sizeof *list + sizeof *bias_name), *s = list;
     bias_name = (void *)(list + most);

@@ -2437,7 +2437,7 @@ static void igpt_run(int signal_sent, int status, const char *word, const char *
 
 #    define IGPT(status, word, ...) igpt_run(0, status, word, __VA_ARGS__)
 /* Under a limit of memory ./igpt itself runs, not what IGPT calls: a sanitizer alone takes more. */
-#    define LIMITED(kilobytes) "--version & wait; ulimit -v " #    kilobytes "; exec ./igpt "
+#    define LIMITED(kilobytes) "--version & wait; ulimit -v " #kilobytes "; exec ./igpt "
 #    define SMALL "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 "
 
 /* The number behind this name in what the program printed. */
@@ -2927,7 +2927,8 @@ static void tensor_renamed(const char *path, const char *name, const char *to) {
     char *bytes = (char *)read_bytes(scratch_path("%s", path), &n), *at = bytes;
     while (at && at < bytes + n && memcmp(at, name, strlen(name))) at++;
     REQUIRE(at && at < bytes + n && strlen(to) == strlen(name));
-    write_bytes(scratch_path("%s", path), memcpy(at, to, strlen(to)) ? bytes : NULL, n);
+    memcpy(at, to, strlen(to));
+    write_bytes(scratch_path("%s", path), bytes, n);
 }
 
 /* A model without lm_head, as Hugging Face saves classifiers and bare models, has no loss. One whose

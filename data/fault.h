@@ -2,9 +2,10 @@
    SPDX-License-Identifier: MIT
 
    IGPT_FAULT="write 7 once" makes the seventh write fail, "write 7 on" all from it on, and "write 7
-   kill" ends the program before it; the kinds are those of fault_kinds. Where the program ends and that call never came, its status becomes
-   FAULT_SPARED. A run that hangs is ended by an alarm. What goes to stderr is left alone, since
-   this is where a failure is told. test_igpt.c counts n up for every command. */
+   kill" ends the program before it; the kinds are those of fault_kinds. Where the program ends and
+   that call never came, its status becomes FAULT_SPARED. A run that hangs is ended by an alarm. What
+   goes to stderr is left alone, since this is where a failure is told. test_igpt.c counts n up for
+   every command. */
 #define _DEFAULT_SOURCE 1
 #define _FILE_OFFSET_BITS 64
 #include <dirent.h>
@@ -17,7 +18,10 @@
 #include <unistd.h>
 
 enum { FAULT_SPARED = 77, FAULT_SECONDS = 20 };
-enum { AT_ALLOC, AT_OPEN, AT_FOLDER, AT_READ, AT_WRITE, AT_FLUSH, AT_SYNC, AT_CLOSE, AT_RENAME, AT_REMOVE };
+enum { // of fault_kinds
+    AT_ALLOC, AT_OPEN, AT_FOLDER, AT_READ, AT_WRITE,
+    AT_FLUSH, AT_SYNC, AT_CLOSE, AT_RENAME, AT_REMOVE
+};
 
 /* "open" is of files and of folders that are read, "folder" of folders that are made. */
 static const struct {
@@ -25,7 +29,8 @@ static const struct {
     int error;
 } fault_kinds[] = {{"alloc", ENOMEM}, {"open", EMFILE},  {"folder", ENOSPC},
                    {"read", EIO},     {"write", ENOSPC}, {"flush", ENOSPC},
-                   {"sync", EIO},     {"close", EIO},    {"rename", EACCES}, {"remove", EACCES}};
+                   {"sync", EIO},     {"close", EIO},    {"rename", EACCES},
+                   {"remove", EACCES}};
 static struct {
     int ready, kind;
     long n, calls; // the call to fail, those that there were

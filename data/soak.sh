@@ -46,7 +46,10 @@ wrong() {
     sed 's/^/    /' "$work/said"
     ls -l "$out" 2>/dev/null | sed 's/^/    /'
 }
-no_part() { grep -q 'waits for --resume' "$work/said" || [ -z "$(find "$out" -name '*.part' 2>/dev/null)" ] || wrong "left a .part file"; }
+no_part() {
+    [ -z "$(find "$out" -name '*.part' 2>/dev/null)" ] || grep -q 'waits for --resume' "$work/said" ||
+        wrong "left a .part file"
+}
 sentence() { # the command failed as it should
     [ $status -eq 1 ] || wrong "exit status $status"
     sed -i '/^$/d; /^stopping after this step/d' "$work/said" # what Ctrl-C is answered at once
@@ -82,7 +85,9 @@ ended() { wait $child 2>/dev/null; status=$? child=""; }
 
 # What a stopped command left loads, and leads to the reference's bytes.
 check() {
-    [ ! -e "$out/train_state.safetensors" ] || cut || { words="eval --quiet --threads 1 --model $out" && igpt; } || wrong "does not load"
+    if [ -e "$out/train_state.safetensors" ] && ! cut; then
+        words="eval --quiet --threads 1 --model $out" && igpt || wrong "does not load"
+    fi
     proceed
     igpt || wrong "does not go on"
     for file in $(ls "$work/$kind"); do
