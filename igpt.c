@@ -2296,21 +2296,18 @@ static FILE *file_open(const char *path, const char *mode) { // "rb", or "wb" fo
     return f;
 }
 
-/* The files of a run's save take their names together, when all of them are on disk. kept: a fault
-   leaves them there, since the run before them is gone. */
+/* The files of a run's save take their names together, when all of them are on disk; until then they
+   wait in `dir`. kept: a fault leaves them there, since the run before them is gone. */
 static struct {
-    int together, kept, n;
-    char path[8][PATH_SIZE];
+    const char *dir; // NULL: no save is being written
+    int kept;
 } waiting;
 
 /* `bad`: the file is not what it should be, and the caller has said why. */
 static int file_finish(FILE *f, const char *path, int bad) {
     int broken = ferror(f) || fflush(f) || file_to_disk(f);
     if (fclose(f)) broken = 1;
-    if (!bad && !broken && waiting.together) {
-        snprintf(waiting.path[waiting.n++], PATH_SIZE, "%s", path);
-        return 0;
-    }
+    if (!bad && !broken && waiting.dir) return 0;
     if (!bad && (broken || file_replace(hidden(path), path)))
         bad = fail("cannot write %s: %s", path, strerror(errno));
     if (bad) file_remove(hidden(path));
@@ -3839,6 +3836,15 @@ static int takes_colour(void) {
            (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
 }
 
+/* All that a run writes. Those of a save get their names from the last to the first: where there is a
+   state, there is a model. */
+static const char STATE[] = "train_state.safetensors";
+static const char *const run_files[] = {
+    STATE,     "config.json", "model.safetensors", "preprocessor_config.json",
+    "log.csv", "samples.png", "progress.png",      "loss.svg",
+    NULL};
+enum { SAVE_FILES = 5 }; // the first ones: those of a save
+
 /* End the command with a sentence for the person; what waits for its name is given up, or kept. */
 PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     char text[sizeof last_error];
@@ -3849,7 +3855,8 @@ PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     fail("%s%s%s", console.where ? console.where : "", console.where ? ": " : "", text);
     fprintf(stderr, "%sigpt: %s%s\n", console.pending ? "\n" : "", error_text(),
             waiting.kept ? "; what was to be saved waits for --resume" : "");
-    while (waiting.n > 0 && !waiting.kept) file_remove(hidden(waiting.path[--waiting.n]));
+    for (int i = 0; i < SAVE_FILES && waiting.dir && !waiting.kept; i++)
+        file_remove(hidden(file_in(waiting.dir, run_files[i])));
     exit(1);
 }
 
@@ -4177,16 +4184,10 @@ static void need_output(const char *path) {
     if (bad) stop("cannot write %s: %s", path, strerror(reason));
 }
 
-/* The same of these files, divided by spaces, in a folder that is made where it is missing. */
-static void need_outputs(const char *dir, const char *names) {
-    char name[64];
+/* The same of these files, up to NULL, in a folder that is made where it is missing. */
+static void need_outputs(const char *dir, const char *const *names) {
     need(!folder_make(dir));
-    for (; *names; names += strspn(names, " ")) {
-        int length = (int)strcspn(names, " ");
-        snprintf(name, sizeof name, "%.*s", length, names);
-        need_output(file_in(dir, name));
-        names += length;
-    }
+    while (*names) need_output(file_in(dir, *names++));
 }
 
 /* ==== 13 training ===============================================================================
@@ -4494,7 +4495,6 @@ static void train_step(Run *r) {
 
 /* What --resume needs: the tensors that make up the state, for writing and reading. */
 enum { N_STATE = 5 };
-static const char STATE[] = "train_state.safetensors";
 
 static void state_list(const Run *r, Stored list[N_STATE]) {
     Size n = r->adam.n, k = r->fine ? 3 : 2; // moments, and the best weights, which lie behind them
@@ -4646,11 +4646,9 @@ static void need_room(Options *o, Config c) {
 
 /* Is there a model or a run, whole or what a kill or a fault has left of its save? */
 static int holds_model(const char *dir) {
-    static const char *const names[] = {"config.json", "model.safetensors", STATE,
-                                        "train_state.safetensors.part"};
-    int k = 0;
-    while (k < 4 && path_kind(file_in(dir, names[k])) == NOTHING) k++;
-    return k < 4;
+    int there = path_kind(hidden(file_in(dir, STATE))) != NOTHING;
+    for (int i = 0; i < 3 && !there; i++) there = path_kind(file_in(dir, run_files[i])) != NOTHING;
+    return there;
 }
 
 /* A run that --overwrite gives up stays until the new one's files are on disk. Then config.json goes
@@ -4668,12 +4666,15 @@ static void save_clear(const char *dir) {
     }
 }
 
-/* Let the files that wait take their names, the state last: where there is one, there is a model. */
-static void save_finish(void) {
-    for (int i = 0; i < waiting.n; i++)
-        if (file_replace(hidden(waiting.path[i]), waiting.path[i]))
-            stop("cannot write %s: %s", waiting.path[i], strerror(errno));
-    waiting.n = waiting.kept = 0;
+/* Let the files that wait take their names, the state last. */
+static void save_finish(const char *dir) {
+    for (int i = SAVE_FILES - 1; i >= 0; i--) {
+        const char *path = file_in(dir, run_files[i]);
+        if (path_kind(hidden(path)) != NOTHING && file_replace(hidden(path), path))
+            stop("cannot write %s: %s", path, strerror(errno));
+    }
+    waiting.dir = NULL;
+    waiting.kept = 0;
 }
 
 /* Has a kill left a save between its names? Then the old config.json has gone, or the new one has
@@ -4708,16 +4709,9 @@ static const char *save_torn(const char *dir) {
 
 /* Go on with it. What was to go first has gone where config.json has come. */
 static void save_recover(const char *dir) {
-    static const char *const names[] = {"model.safetensors", "preprocessor_config.json",
-                                        "config.json", "log.csv", STATE};
     waiting.kept = 1;
     if (path_kind(hidden(file_in(dir, "config.json"))) != NOTHING) save_clear(dir);
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const char *path = file_in(dir, names[i]);
-        if (path_kind(hidden(path)) != NOTHING)
-            snprintf(waiting.path[waiting.n++], PATH_SIZE, "%s", path);
-    }
-    save_finish();
+    save_finish(dir);
     say(NOTE, "%s: a save that was cut off is finished", dir);
 }
 
@@ -4778,8 +4772,7 @@ static void run_load(Run *r) {
     need(!folder_make(o->out));
     run_lock(o);
     // what a kill has left loses its state first: what then is left cannot pass for a save
-    need_outputs(o->out, "train_state.safetensors model.safetensors preprocessor_config.json "
-                         "config.json log.csv loss.svg samples.png progress.png");
+    need_outputs(o->out, run_files);
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
         need(!model_init(m, config_of(o)));
@@ -4916,13 +4909,12 @@ static void run_save(Run *r) {
     }
     now->seconds = seconds_now() - r->began;
     state_list(r, list);
-    waiting.together = 1;
+    waiting.dir = dir;
     need(!model_save(&r->result, dir, r->o->f16 ? F16 : REAL_DTYPE));
     log_write(r, file_in(dir, "log.csv"));
     need(!safetensors_write(file_in(dir, STATE), list, N_STATE, metadata));
-    waiting.together = 0;
     if (replaces) save_clear(dir);
-    save_finish();
+    save_finish(dir);
     r->saved = 1;
 }
 
@@ -5044,7 +5036,7 @@ static void command_sample(Options *o) {
     Model m;
     need(!model_load(&m, o->model));
     need_lm_head(o, &m);
-    need_outputs(o->out, "samples.png");
+    need_outputs(o->out, (const char *[]){"samples.png", NULL});
     Size px = m.config.n_px;
     uint16_t *tokens = need_memory(o->n * px * px, sizeof *tokens);
     draw_and_time(o, &m, tokens, o->n, 0, NULL);
@@ -5084,7 +5076,7 @@ static void command_complete(Options *o) {
     if (rows > px) stop("--rows %lld: the model's pictures have %lld", rows, px);
     need_lm_head(o, &m);
     Images set = originals_read(o, &m);
-    need_outputs(o->out, "completions.png");
+    need_outputs(o->out, (const char *[]){"completions.png", NULL});
     uint16_t *drawn = need_memory(set.n * each * T, sizeof *drawn);
     for (Size i = 0; i < set.n * each; i++)
         memcpy(drawn + i * T, set.tokens + i / each * T, T * sizeof *drawn);
@@ -5195,7 +5187,7 @@ static void command_palette(Options *o) {
             "another --out",
             o->out);
     need(!dataset_read(&data, o->data, o->n_px));
-    need_outputs(o->out, "preprocessor_config.json palette.png");
+    need_outputs(o->out, (const char *[]){"preprocessor_config.json", "palette.png", NULL});
     const Images *test = &data.test;
     real *palette = palette_make(o, &data.train);
     Size n = test->n * test->px * test->px;
@@ -5443,7 +5435,7 @@ static void command_probe(Options *o) {
         stop("--features %s: a safetensors file is to be written, neither table nor chart",
              o->features);
     probe_open(p);
-    need_outputs(o->out, "probe.csv probe.svg");
+    need_outputs(o->out, (const char *[]){"probe.csv", "probe.svg", NULL});
     if (o->features) need_output(o->features);
     if (o->features && path_kind(o->features) != NOTHING && !holds_tensor(o->features, "features"))
         stop("%s: holds other tensors than features, which would be lost", o->features);
