@@ -4267,15 +4267,13 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
     free(sampler);
 }
 
-/* What sheet_write and its PNG will take for n pictures, before these are drawn. */
-static void need_sheet(Size n, const Config *c) {
-    Size side = (c->n_px < CELL ? CELL : c->n_px) + GAP; // as there, or a little more
-    free(need_memory(n * side * side, c->n_vocab < 256 ? 3 + 1 + 1 : 3 + 1 + 3));
-}
-
+/* Draw pictures and tell how fast; before, find out whether there is the memory that sheet_write and
+   its PNG will take, or a little more. */
 static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows,
                           const uint16_t *originals) {
-    need_sheet(originals ? n + 2 * n / o->n : n, &m->config);
+    const Config *c = &m->config;
+    Size side = (c->n_px < CELL ? CELL : c->n_px) + GAP, cells = originals ? n + 2 * n / o->n : n;
+    free(need_memory(cells * side * side, c->n_vocab < 256 ? 3 + 1 + 1 : 3 + 1 + 3));
     double began = seconds_now();
     draw_pictures(o, m, tokens, n, rows, originals);
     double seconds = seconds_now() - began;
