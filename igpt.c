@@ -4496,17 +4496,11 @@ enum { N_STATE = 5 };
 
 static void state_list(const Run *r, Stored list[N_STATE]) {
     Size n = r->adam.n, k = r->fine ? 3 : 2; // moments, and the best weights, which lie behind them
-    int dtype = REAL_DTYPE;
-    const Stored all[N_STATE] = {
-        {.name = "params", .dtype = dtype, .n_dim = 1, .shape = {n}, .data = r->adam.params},
-        {.name = "moments", .dtype = dtype, .n_dim = 2, .shape = {k, n}, .data = r->adam.first},
-        {.name = "rows", .n_dim = 2, .shape = {r->n_rows + 1, ROW}, .wide = &r->log->step},
-        {.name = "best", .n_dim = 1, .shape = {ROW}, .wide = &r->best.step},
-        {.name = "drawn",
-         .dtype = dtype,
-         .n_dim = 2,
-         .shape = {r->n_drawn, r->line},
-         .data = r->drawn}};
+    const Stored all[N_STATE] = {{"params", REAL_DTYPE, 1, {n}, .data = r->adam.params},
+                                 {"moments", REAL_DTYPE, 2, {k, n}, .data = r->adam.first},
+                                 {"rows", F64, 2, {r->n_rows + 1, ROW}, .wide = &r->log->step},
+                                 {"best", F64, 1, {ROW}, .wide = &r->best.step},
+                                 {"drawn", REAL_DTYPE, 2, {r->n_drawn, r->line}, .data = r->drawn}};
     memcpy(list, all, sizeof all);
 }
 
