@@ -4682,21 +4682,13 @@ static int save_was_cut(const char *dir) {
     FILE *f = file_open(path, "rb");
     need(f != NULL); // what cannot be looked at is not to be given up
     fclose(f);
-    if (safetensors_open(&state, path)) return 0;
+    if (safetensors_open(&state, path)) {
+        say(NOTE, "what a save has left cannot be finished: %s", error_text());
+        return 0;
+    }
     int bad = safetensors_metadata(&state, "command", command, sizeof command);
     safetensors_close(&state);
     return !bad;
-}
-
-/* Why the state that a save has left cannot be read, in brackets; or "". */
-static const char *save_torn(const char *dir) {
-    static char why[sizeof last_error];
-    Safetensors state;
-    const char *path = hidden(file_in(dir, STATE));
-    if (path_kind(path) == NOTHING) return "";
-    if (safetensors_open(&state, path)) snprintf(why, sizeof why, " (%.1000s)", error_text());
-    else safetensors_close(&state);
-    return why;
 }
 
 /* Go on with it. What was to go first has gone where config.json has come. */
@@ -4714,8 +4706,7 @@ static void run_refuse(const Options *o) {
     if (o->resume || o->overwrite || !holds_model(o->out)) return;
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING)
-        stop("%s holds a model or what a save has left%s: --overwrite replaces it", o->out,
-             save_torn(o->out));
+        stop("%s holds a model or what a save has left: --overwrite replaces it", o->out);
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
     stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
          steps);
@@ -4972,8 +4963,8 @@ static const char *run_reopen(Options *o, Safetensors *state) {
     char name[16];
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING)
-        stop("%s holds no run to resume%s; igpt %s %s starts one", o->out, save_torn(o->out),
-             o->command->name, holds_model(o->out) ? "--overwrite" : "without --resume");
+        stop("%s holds no run to resume; igpt %s %s starts one", o->out, o->command->name,
+             holds_model(o->out) ? "--overwrite" : "without --resume");
     need(!safetensors_open(state, path));
     char *saved = need_memory(state->start, 1); // as long as the header, at the most
     if (safetensors_metadata(state, "command", name, sizeof name) || strcmp(name, o->command->name))
