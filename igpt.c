@@ -2296,8 +2296,8 @@ static FILE *file_open(const char *path, const char *mode) { // "rb", or "wb" fo
     return f;
 }
 
-/* The files of a run's save take their names together, when all of them are on disk; until then they
-   wait in `dir`. kept: a fault leaves them there, since the run before them is gone. */
+/* The files of a run's save take their names together, when all of them are on disk; until then
+   they wait in `dir`. kept: a fault leaves them there, since the run before them is gone. */
 static struct {
     const char *dir; // NULL: no save is being written
     int kept;
@@ -3836,8 +3836,8 @@ static int takes_colour(void) {
            (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
 }
 
-/* All that a run writes. Those of a save get their names from the last to the first: where there is a
-   state, there is a model. */
+/* All that a run writes. Those of a save get their names from the last to the first: where there is
+   a state, there is a model. */
 static const char STATE[] = "train_state.safetensors";
 static const char *const run_files[] = {
     STATE,     "config.json", "model.safetensors", "preprocessor_config.json",
@@ -4267,8 +4267,8 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
     free(sampler);
 }
 
-/* Draw pictures and tell how fast; before, find out whether there is the memory that sheet_write and
-   its PNG will take, or a little more. */
+/* Draw pictures and tell how fast; before, find out whether there is the memory that sheet_write
+   and its PNG will take, or a little more. */
 static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows,
                           const uint16_t *originals) {
     const Config *c = &m->config;
