@@ -2963,23 +2963,16 @@ const char *json_next(const char *item) {
     return json_take(&item, ',') ? item : NULL;
 }
 
-/* Step over a character of a checked string; its UTF-8, and how many bytes that has. */
-static int json_utf8(const char **p, char bytes[4]) {
-    uint32_t code = 0;
-    *p += json_character(*p, &code);
-    int n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
-    for (int i = n - 1; i > 0; i--, code >>= 6) bytes[i] = (char)(0x80 | (code & 0x3f));
-    bytes[0] = (char)(n == 1 ? code : (0xf00u >> n & 0xff) | code);
-    return n;
-}
-
 int json_text(const char *value, char *out, Size room) {
-    char *end = out + room, bytes[4];
+    const char *end = out + room;
+    uint32_t code = 0;
     if (!value || *value != '"' || room < 1) return -1;
     for (value++; *value != '"';) {
-        int n = json_utf8(&value, bytes);
+        value += json_character(value, &code);
+        int n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
         if (end - out <= n) return *out = 0, -1;
-        memcpy(out, bytes, n);
+        for (int i = n - 1; i > 0; i--, code >>= 6) out[i] = (char)(0x80 | (code & 0x3f));
+        *out = (char)(n == 1 ? code : (0xf00u >> n & 0xff) | code);
         out += n;
     }
     *out = 0;
@@ -2994,11 +2987,11 @@ double json_number(const char *value) {
 
 /* Is a string, with its quotes and escapes, this text? */
 static int json_is(const char *string, const char *text) {
-    char bytes[4];
+    uint32_t is = 0, wanted;
     for (string++; *string != '"';) {
-        int n = json_utf8(&string, bytes);
-        if (strncmp(text, bytes, n)) return 0;
-        text += n;
+        string += json_character(string, &is);
+        text += utf8_length(text, &wanted);
+        if (is != wanted) return 0; // also where the text has ended, which counts as 0
     }
     return !*text;
 }
