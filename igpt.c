@@ -3091,7 +3091,6 @@ static int entries_read(Safetensors *s) {
     Stored *list = s->tensors = zalloc(s->start / SHORTEST + 2, sizeof *list);
     char *name = s->names = zalloc(s->start, 1), *end = name + s->start; // decoded, none is longer
     if (!list || !name) return -1;
-    list[n++] = (Stored){.begin = s->size, .end = s->size}; // where the data must end, no tensor
     for (const char *key = json_first(s->header); key; key = json_next(key)) {
         const char *value = json_value(key), *item = json_first(value);
         json_text(key, name, end - name);
@@ -3105,17 +3104,13 @@ static int entries_read(Safetensors *s) {
         name += strlen(name) + 1;
     }
     qsort(list, n, sizeof *list, by_place);
-    for (Size i = 0; i < n; reached = list[i++].end)
+    list[n].begin = s->size; // behind the last one the file ends
+    for (Size i = 0; i <= n; reached = list[i++].end)
         if (list[i].begin != reached)
             return fail("%s: byte %lld belongs to %s", s->path, min(list[i].begin, reached),
-                        list[i].begin > reached    ? "no tensor"
-                        : list[i].begin == s->size ? "a tensor, but the file ends there: truncated"
-                                                   : "two tensors");
-    if (reached > s->size) // it ends where some tensor does, behind which others are to come
-        return fail("%s: byte %lld belongs to a tensor, but the file ends there: truncated",
-                    s->path, s->size);
-    for (Size i = 0; i < n; i++)
-        if (!list[i].name) list[i] = list[--n];
+                        list[i].begin > reached ? "no tensor"
+                        : i < n                 ? "two tensors"
+                                                : "a tensor, but the file ends there: truncated");
     qsort(list, n, sizeof *list, by_tensor_name);
     s->n_tensors = n;
     for (Size i = 1; i < n; i++)
