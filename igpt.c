@@ -2649,24 +2649,20 @@ static int by_name(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* The names in a folder, in strcmp's order in every locale, as they stand in *names. Returns how
-   many; -1: fail. */
-static Size folder_names(const char *dir, char ***names) {
+/* The n names in a folder, in strcmp's order in every locale; to be freed also where it fails. */
+static int folder_names(const char *dir, char ***names, Size *n) {
     Folder *folder = folder_open(dir);
-    if (!folder) return fail("cannot read the folder %s: %s", dir, strerror(errno)), -1;
-    Size n = 0;
     int bad = 0;
+    if (!folder) return fail("cannot read the folder %s: %s", dir, strerror(errno));
     for (const char *name; !bad && (name = folder_next(folder));) {
-        char **list = grown(*names, n, sizeof *list);
+        char **list = grown(*names, *n, sizeof *list);
         if (list) *names = list;
-        if (!list || !(list[n] = strdup(name))) bad = fail("%s: out of memory for its names", dir);
-        else n++;
+        if (!list || !(list[*n] = strdup(name))) bad = fail("%s: out of memory for its names", dir);
+        else ++*n;
     }
     folder_close(folder);
-    for (; bad && n; n--) free((*names)[n - 1]);
-    if (bad) return free(*names), -1;
-    if (n) qsort(*names, n, sizeof **names, by_name);
-    return n;
+    if (*n) qsort(*names, *n, sizeof **names, by_name);
+    return bad;
 }
 
 static int has_ending(const char *name, const char *ending) { // in whatever case
@@ -2719,10 +2715,8 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
     char path[PATH_SIZE], empty[PATH_SIZE] = "";
     const char *foreign = NULL;
     char **names = NULL;
-    Size count = folder_names(dir, &names);
-    if (count < 0) return -1;
-    Size before = pictures_in(data), n = 0, *index = zalloc(count, sizeof *index);
-    int bad = !index;
+    Size before = pictures_in(data), n = 0, count = 0, *index = NULL;
+    int bad = folder_names(dir, &names, &count) || !(index = zalloc(count, sizeof *index));
     for (Size i = 0; i < count && !bad; i++) {
         const char *name = names[i];
         Size so_far = pictures_in(data);
