@@ -1194,6 +1194,34 @@ void attention_backward(const Attention *a, real *dqkv, const real *dout, const 
 }
 #endif // IGPT_PLAIN
 
+/* Sampling: position t alone, qkv (B, 3d) to out (B, d). Its keys (B, H, hs, T) and values
+   (B, H, T, hs) join those of the positions before it; so laid out, scores and outputs are sums of
+   rows. */
+static void attention_step(const Attention *a, real *out, const real *qkv, real *keys, real *values,
+                           Size t) {
+    Size T = a->T, d = a->d, H = a->H, hs = d / H;
+    real scale = 1 / (real)sqrt((double)hs);
+#pragma omp parallel for schedule(static) num_threads(a->team.threads)
+    for (Size head = 0; head < a->B * H; head++) {
+        real *k = keys + head * T * hs, *v = values + head * T * hs;
+        real *p = scratch_of_thread(a->team), lse; // (T)
+        const real *q = qkv + head / H * 3 * d + head % H * hs;
+        real *o = out + head / H * d + head % H * hs;
+        for (Size i = 0; i < hs; i++) k[i * T + t] = q[d + i];
+        memcpy(v + t * hs, q + 2 * d, hs * sizeof *v);
+        memset(p, 0, (t + 1) * sizeof *p);
+        for (Size i = 0; i < hs; i++)
+#pragma omp simd
+            for (Size j = 0; j <= t; j++) p[j] += scale * q[i] * k[i * T + j];
+        real inverse = 1 / softmax_row(p, t + 1, &lse);
+        memset(o, 0, hs * sizeof *o);
+        for (Size j = 0; j <= t; j++)
+#pragma omp simd
+            for (Size i = 0; i < hs; i++) o[i] += p[j] * v[j * hs + i];
+        for (Size i = 0; i < hs; i++) o[i] *= inverse;
+    }
+}
+
 /* The activation, "quick GELU": g = u sigmoid(1.702 u). */
 void gelu_forward(real *g, const real *u, Size rows, Size width) {
 #pragma omp parallel for schedule(static)
@@ -1332,18 +1360,22 @@ void model_randomise(Model *m, uint64_t seed) {
 
 /* Activations. The names follow the data through a block. */
 typedef struct {
-    real *h;     // (B, T, d) the block's input; of the last, one behind the blocks: the output
-    real *inv_1; // (B, T)
-    real *qkv;   // (B, T, 3d)
-    real *lse;   // (B, H, T)
-    real *att;   // (B, T, d)
-    real *a;     // (B, T, d) input plus attention
-    real *inv_2; // (B, T)
-    real *u;     // (B, T, 4d)
+    real *h;      // (B, T, d) the block's input; of the last, one behind the blocks: the output
+    real *inv_1;  // (B, T)
+    real *qkv;    // (B, T, 3d)
+    real *lse;    // (B, H, T)
+    real *att;    // (B, T, d)
+    real *a;      // (B, T, d) input plus attention
+    real *inv_2;  // (B, T)
+    real *u;      // (B, T, 4d)
+    real *keys;   // (B, H, hs, T) of the past, for sampling
+    real *values; // (B, H, T, hs)
 } Layer;
 
 struct Activations {
     int keep;
+    Size T; // positions that pass together: all of an image's; in sampling 1
+    Size t; // in sampling: which one
     Team team;
     Layer *layer;   // (L + 1) in memory of their own where they are kept, else in the first one's
     real *n;        // (B, T, d) the normalised input of whatever matmul comes next
@@ -1363,11 +1395,14 @@ struct Activations {
 
 /* Lay out the activations; returns the bytes that takes. */
 static Size activations_place(Activations *s, real *base, const Config *c, Size B) {
-    Size T = positions(c), d = c->n_embd, rows = B * T, used = 0;
+    int trains = s->keep == KEEP_ALL || s->keep == KEEP_INPUTS;
+    Size d = c->n_embd, cache = B * positions(c) * d, used = 0;
+    s->T = s->keep == KEEP_PAST ? 1 : positions(c);
+    Size rows = B * s->T;
     Layer layer = {.h = NULL};
     s->layer = (void *)carve(base, &used, (c->n_layer + 1) * (Size)(sizeof layer / sizeof(real)));
     for (Size l = 0; l <= c->n_layer; l++) {
-        if (l == 0 || s->keep != KEEP_NOTHING) layer.h = carve(base, &used, rows * d);
+        if (l == 0 || trains) layer.h = carve(base, &used, rows * d);
         if (l == 0 || (s->keep == KEEP_ALL && l < c->n_layer)) {
             layer.inv_1 = carve(base, &used, rows);
             layer.qkv = carve(base, &used, rows * 3 * d);
@@ -1376,6 +1411,10 @@ static Size activations_place(Activations *s, real *base, const Config *c, Size 
             layer.a = carve(base, &used, rows * d);
             layer.inv_2 = carve(base, &used, rows);
             layer.u = carve(base, &used, rows * 4 * d);
+        }
+        if (s->keep == KEEP_PAST && l < c->n_layer) {
+            layer.keys = carve(base, &used, cache);
+            layer.values = carve(base, &used, cache);
         }
         if (base) s->layer[l] = layer;
     }
@@ -1387,9 +1426,9 @@ static Size activations_place(Activations *s, real *base, const Config *c, Size 
     s->weight = carve(base, &used, rows);
     s->features = carve(base, &used, B * d);
     s->classes = carve(base, &used, B * c->n_class);
-    s->team.each = attention_scratch(T, d / c->n_head);
+    s->team.each = attention_scratch(positions(c), d / c->n_head);
     s->team.memory = carve(base, &used, s->team.threads * s->team.each);
-    if (s->keep != KEEP_NOTHING) {
+    if (trains) {
         s->dh = carve(base, &used, rows * d);
         s->dn = carve(base, &used, rows * d);
         s->wide = carve(base, &used, rows * 4 * d);
@@ -1421,12 +1460,13 @@ static Attention attention_of(const Model *m, const Activations *s, Size B) {
 
 /* A block, up to what backward needs of it: a = h + attn(rms(h)), u = rms(a) W_fc. */
 static void block_inner(const Model *m, const Activations *s, Size l, Size B) {
-    Size d = m->config.n_embd, rows = B * positions(&m->config);
+    Size d = m->config.n_embd, rows = B * s->T;
     const Layer *y = &s->layer[l];
     Attention attention = attention_of(m, s, B);
     rms_forward(s->n, y->inv_1, y->h, weight(m, LN_1, l).data, rows, d);
     matmul(s->team, matrix(y->qkv, rows, 3 * d), matrix(s->n, rows, d), weight(m, C_ATTN, l), 0);
-    attention_forward(&attention, y->att, y->lse, y->qkv);
+    if (s->keep == KEEP_PAST) attention_step(&attention, y->att, y->qkv, y->keys, y->values, s->t);
+    else attention_forward(&attention, y->att, y->lse, y->qkv);
     memcpy(y->a, y->h, rows * d * sizeof *y->a);
     matmul(s->team, matrix(y->a, rows, d), matrix(y->att, rows, d), weight(m, ATTN_PROJ, l), 1);
     rms_forward(s->n, y->inv_2, y->a, weight(m, LN_2, l).data, rows, d);
@@ -1435,7 +1475,7 @@ static void block_inner(const Model *m, const Activations *s, Size l, Size B) {
 
 /* From h^l to h^(l+1) = a + gelu(u) W_proj. */
 static void block_forward(const Model *m, const Activations *s, Size l, Size B) {
-    Size d = m->config.n_embd, rows = B * positions(&m->config);
+    Size d = m->config.n_embd, rows = B * s->T;
     const Layer *y = &s->layer[l];
     real *out = s->layer[l + 1].h;
     block_inner(m, s, l, B);
@@ -1482,16 +1522,21 @@ static void model_embed(const Model *m, const Activations *s, const Batch *batch
                   positions(c), c->n_embd, c->n_vocab);
 }
 
+/* From h^0 to n^L. */
+static void model_blocks(const Model *m, const Activations *s, Size B) {
+    Size d = m->config.n_embd, L = m->config.n_layer;
+    for (Size l = 0; l < L; l++) block_forward(m, s, l, B);
+    rms_forward(s->n, s->inv_f, s->layer[L].h, weight(m, LN_F, 0).data, B * s->T, d);
+}
+
 const real *model_forward(const Model *m, Activations *s, const Batch *batch) {
-    Size d = m->config.n_embd, L = m->config.n_layer, rows = batch->B * positions(&m->config);
     model_embed(m, s, batch);
-    for (Size l = 0; l < L; l++) block_forward(m, s, l, batch->B);
-    rms_forward(s->n, s->inv_f, s->layer[L].h, weight(m, LN_F, 0).data, rows, d);
+    model_blocks(m, s, batch->B);
     return s->n;
 }
 
 real *model_logits(const Model *m, Activations *s, Size B) {
-    Size d = m->config.n_embd, rows = B * positions(&m->config);
+    Size d = m->config.n_embd, rows = B * s->T;
     matmul(s->team, matrix(s->logits, rows, m->config.n_vocab), matrix(s->n, rows, d),
            transposed(weight(m, LM_HEAD, 0)), 0); // lm_head is stored (out, in)
     return s->logits;
@@ -1874,120 +1919,49 @@ void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *p
    L_AR). Each position's keys and values never change once computed, so they are kept: a step costs
    one row of every matrix product, and reads every weight once for all B images. */
 
-struct Sampler {
-    Size B;
-    Team team;
-    real *keys;   // (L, B, H, hs, T): scores of all past positions are sums of rows
-    real *values; // (L, B, H, T, hs): and so are the outputs
-    real *h, *n, *inv, *qkv, *att, *u, *logits;
-    real *scores;       // (B, H, T)
-    real *probs;        // (K) for a draw
-    uint16_t *previous; // (B)
-};
-
-static Size sampler_place(Sampler *s, real *base, const Config *c) {
-    Size T = positions(c), d = c->n_embd, B = s->B, used = 0;
-    s->keys = carve(base, &used, c->n_layer * B * T * d);
-    s->values = carve(base, &used, c->n_layer * B * T * d);
-    s->h = carve(base, &used, B * d);
-    s->n = carve(base, &used, B * d);
-    s->inv = carve(base, &used, B);
-    s->qkv = carve(base, &used, B * 3 * d);
-    s->att = carve(base, &used, B * d);
-    s->u = carve(base, &used, B * 4 * d);
-    s->logits = carve(base, &used, B * c->n_vocab);
-    s->scores = carve(base, &used, B * c->n_head * T);
-    s->probs = carve(base, &used, c->n_vocab);
-    s->team.each = MATMUL_SCRATCH;
-    s->team.memory = carve(base, &used, s->team.threads * s->team.each);
-    s->previous = (uint16_t *)(void *)carve(base, &used, B); // a real is not smaller
-    return used * sizeof(real);
-}
-
-enum { SAMPLER_HEADER = (sizeof(Sampler) + 63) / 64 * 64 };
-
-Size sampler_bytes(const Config *c, Size B) {
-    Sampler s = {.B = B, .team = {.threads = threads_get()}};
-    return SAMPLER_HEADER + sampler_place(&s, NULL, c);
-}
+Size sampler_bytes(const Config *c, Size B) { return activations_bytes(c, B, KEEP_PAST); }
 
 Sampler *sampler_new(const Config *c, Size B) {
-    if (!is_causal(c))
-        return fail("only a model trained with L_AR can draw pictures, this one is BERT"), NULL;
-    Sampler *s = zalloc(sampler_bytes(c, B), 1);
-    if (!s) return NULL;
-    s->B = B;
-    s->team.threads = threads_get();
-    sampler_place(s, (real *)((char *)s + SAMPLER_HEADER), c);
-    return s;
+    if (is_causal(c)) return activations_new(c, B, KEEP_PAST);
+    return fail("only a model trained with L_AR can draw pictures, this one is BERT"), NULL;
 }
 
-/* Attention of one position to itself and those before it, for each image and head. */
-static void attend_cached(Sampler *s, const Config *c, Size l, Size t, Size B) {
-    Size T = positions(c), d = c->n_embd, H = c->n_head, hs = d / H;
-    real scale = 1 / (real)sqrt((double)hs);
-#pragma omp parallel for schedule(static) num_threads(s->team.threads)
-    for (Size head = 0; head < B * H; head++) {
-        Size past = (l * s->B * H + head) * T * hs;
-        real *keys = s->keys + past, *values = s->values + past; // (hs, T), (T, hs)
-        real *p = s->scores + head * T, lse;                     // (T)
-        const real *q = s->qkv + head / H * 3 * d + head % H * hs;
-        real *out = s->att + head / H * d + head % H * hs;
-        for (Size i = 0; i < hs; i++) keys[i * T + t] = q[d + i];
-        memcpy(values + t * hs, q + 2 * d, hs * sizeof *values);
-        memset(p, 0, (t + 1) * sizeof *p);
-        for (Size i = 0; i < hs; i++)
-#pragma omp simd
-            for (Size j = 0; j <= t; j++) p[j] += scale * q[i] * keys[i * T + j];
-        real inverse = 1 / softmax_row(p, t + 1, &lse);
-        memset(out, 0, hs * sizeof *out);
-        for (Size j = 0; j <= t; j++)
-#pragma omp simd
-            for (Size i = 0; i < hs; i++) out[i] += p[j] * values[j * hs + i];
-        for (Size i = 0; i < hs; i++) out[i] *= inverse;
-    }
-}
-
-/* The network once more, a row for each image instead of T. */
-const real *sampler_step(const Model *m, Sampler *s, Size t, const uint16_t *previous, Size B) {
-    const Config *c = &m->config;
-    Size d = c->n_embd;
+/* Logits for position t; the token before it of image b is previous[b * step]. */
+static real *sampler_feed(const Model *m, Sampler *s, Size t, const uint16_t *previous, Size step,
+                          Size B) {
+    Size d = m->config.n_embd;
     const real *wte = weight(m, WTE, 0).data, *wpe = weight(m, WPE, 0).data + t * d;
-    Matrix h = matrix(s->h, B, d), n = matrix(s->n, B, d), u = matrix(s->u, B, 4 * d);
     for (Size b = 0; b < B; b++) {
-        const real *content = wte + (t ? previous[b] : c->n_vocab) * d;
-        for (Size i = 0; i < d; i++) s->h[b * d + i] = content[i] + wpe[i];
+        const real *content = wte + (t ? previous[b * step] : m->config.n_vocab) * d;
+        for (Size i = 0; i < d; i++) s->layer->h[b * d + i] = content[i] + wpe[i];
     }
-    for (Size l = 0; l < c->n_layer; l++) {
-        rms_forward(s->n, s->inv, s->h, weight(m, LN_1, l).data, B, d);
-        matmul(s->team, matrix(s->qkv, B, 3 * d), n, weight(m, C_ATTN, l), 0);
-        attend_cached(s, c, l, t, B);
-        matmul(s->team, h, matrix(s->att, B, d), weight(m, ATTN_PROJ, l), 1);
-        rms_forward(s->n, s->inv, s->h, weight(m, LN_2, l).data, B, d);
-        matmul(s->team, u, n, weight(m, C_FC, l), 0);
-        gelu_forward(s->u, s->u, B, 4 * d);
-        matmul(s->team, h, u, weight(m, MLP_PROJ, l), 1);
-    }
-    rms_forward(s->n, s->inv, s->h, weight(m, LN_F, 0).data, B, d);
-    matmul(s->team, matrix(s->logits, B, c->n_vocab), n, transposed(weight(m, LM_HEAD, 0)), 0);
-    return s->logits;
+    s->t = t;
+    model_blocks(m, s, B);
+    return model_logits(m, s, B);
+}
+
+const real *sampler_step(const Model *m, Sampler *s, Size t, const uint16_t *previous, Size B) {
+    return sampler_feed(m, s, t, previous, 1, B);
 }
 
 double sample_uniform(uint64_t seed, Size image, Size t) {
     return random_uniform(seed, stream_of(FOR_SAMPLE, image), t);
 }
 
-/* The first colour whose cumulative probability exceeds `uniform`; -1: logits are not finite. */
-static int draw_token(const real *logits, real *probs, Size K, double uniform,
-                      const Drawing *drawing) {
-    real max = row_max(logits, K);
+/* Turn logits into probabilities times their sum. Returns the first colour whose cumulative
+   probability exceeds `uniform`; -1: logits are not finite. */
+static int draw_token(real *probs, Size K, double uniform, const Drawing *drawing) {
+    real max = row_max(probs, K), least = drawing->top_k > 0 ? max : -INFINITY; // that counts
     double sum = 0, passed = 0;
     Size last = 0;
-    for (Size k = 0; k < K; k++) {
+    for (Size k = 0; k < K && drawing->top_k > 0; k++) {
         Size above = 0; // colours that are more probable
-        for (Size i = 0; i < K && drawing->top_k > 0; i++) above += logits[i] > logits[k];
-        real p = real_exp((real)((logits[k] - max) / drawing->temperature));
-        probs[k] = drawing->top_k > 0 && above >= drawing->top_k ? 0 : p;
+        for (Size i = 0; i < K; i++) above += probs[i] > probs[k];
+        if (above < drawing->top_k && probs[k] < least) least = probs[k];
+    }
+    for (Size k = 0; k < K; k++) {
+        real p = real_exp((real)((probs[k] - max) / drawing->temperature));
+        probs[k] = probs[k] < least ? 0 : p;
         sum += probs[k];
     }
     for (Size k = 0; k < K && passed <= uniform * sum; k++) {
@@ -2001,11 +1975,10 @@ int sample_positions(const Model *m, Sampler *s, uint16_t *tokens, Size B, Size 
                      Size given, const Drawing *drawing) {
     Size T = positions(&m->config), K = m->config.n_vocab;
     for (; t < end; t++) {
-        for (Size b = 0; b < B && t; b++) s->previous[b] = tokens[b * T + t - 1];
-        const real *logits = sampler_step(m, s, t, s->previous, B);
+        real *logits = sampler_feed(m, s, t, tokens + (t ? t - 1 : 0), T, B);
         for (Size b = 0; b < B && t >= given; b++) {
             double uniform = sample_uniform(drawing->seed, drawing->first + b, t);
-            int token = draw_token(logits + b * K, s->probs, K, uniform, drawing);
+            int token = draw_token(logits + b * K, K, uniform, drawing);
             if (token < 0)
                 return fail("position %lld: the logits are not finite: weights are too large", t);
             tokens[b * T + t] = (uint16_t)token;

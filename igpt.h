@@ -191,8 +191,9 @@ IGPT_API double model_flops(const Model *model);
 IGPT_API void model_randomise(Model *model, uint64_t seed);
 
 /* What a pass keeps: nothing (evaluation), all that backward needs, or each block's input only,
-   from which backward runs the block again (the same bits for less memory and more time). */
-enum { KEEP_NOTHING, KEEP_ALL, KEEP_INPUTS };
+   from which backward runs the block again (the same bits for less memory and more time); or keys
+   and values of the past, which is a Sampler's. */
+enum { KEEP_NOTHING, KEEP_ALL, KEEP_INPUTS, KEEP_PAST };
 
 /* Memory for passes of at most B images, on at most threads_get() threads. One allocation;
    activations_bytes() tells its size without making it. Give back with free(). */
@@ -250,7 +251,7 @@ IGPT_API int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const r
 IGPT_API void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *palette);
 
 /* ---- 7 sampling ----------------------------------------------------------------------------- */
-typedef struct Sampler Sampler;
+typedef Activations Sampler; // for one position of an image at a time
 /* Memory to draw up to B images at once, of which 2 L T d reals an image for keys and values; to be
    given back with free(). sampler_bytes() tells its size. NULL for a BERT model, too. */
 IGPT_API Sampler *sampler_new(const Config *config, Size B);
