@@ -1744,7 +1744,7 @@ static Size nearest(const Planes *centres, const real *colour, real *distance) {
 
 /* The distinct colours of many pixels. */
 typedef struct {
-    Planes colours;  // n of them, in byte units
+    Planes colours;  // n of them, in byte units; behind them in the same memory:
     uint32_t *count; // (n) pixels of each
     real *distance;  // (n) squared, to the nearest centre
     uint16_t *owner; // (n) that centre
@@ -1752,32 +1752,24 @@ typedef struct {
 
 enum { ALL_COLOURS = 1 << 24 }; // of three bytes
 
-static void histogram_free(Histogram *h) {
-    free(h->colours.plane);
-    free(h->count);
-    free(h->distance);
-    free(h->owner);
-}
-
 static int histogram_make(Histogram *h, const uint8_t *rgb, Size pixels) {
     uint32_t *table = zalloc(ALL_COLOURS, sizeof *table);
     Size n = 0, k = 0;
-    *h = (Histogram){.count = NULL};
     if (!table) return -1;
     for (Size i = 0; i < pixels; i++, rgb += 3) n += !table[rgb[0] << 16 | rgb[1] << 8 | rgb[2]]++;
-    h->colours = (Planes){n, zalloc(n * 3, sizeof(real))};
-    h->count = zalloc(n, sizeof *h->count);
-    h->distance = zalloc(n, sizeof *h->distance);
-    h->owner = zalloc(n, sizeof *h->owner);
-    int bad = !h->colours.plane || !h->count || !h->distance || !h->owner;
-    for (Size i = 0; i < ALL_COLOURS && !bad; i++) {
+    real *memory = zalloc(n * 6, sizeof *memory); // no count or owner is larger than a real
+    if (memory)
+        *h = (Histogram){.colours = {n, memory},
+                         .count = (void *)(memory + 3 * n),
+                         .distance = memory + 4 * n,
+                         .owner = (void *)(memory + 5 * n)};
+    for (Size i = 0; i < ALL_COLOURS && memory; i++) {
         if (!table[i]) continue;
         for (int j = 0; j < 3; j++) h->colours.plane[j * n + k] = (real)(i >> (16 - 8 * j) & 255);
         h->count[k++] = table[i];
     }
     free(table);
-    if (bad) histogram_free(h);
-    return bad ? -1 : 0;
+    return memory ? 0 : -1;
 }
 
 static void colour_of(real colour[3], const Planes *p, Size i) {
@@ -1889,7 +1881,7 @@ Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t s
         palette[i] = centres.plane[i % 3 * count + i / 3] / (real)127.5 - 1;
     free(sums);
     free(centres.plane);
-    histogram_free(&h);
+    free(h.colours.plane);
     return ready ? count : -1;
 }
 
