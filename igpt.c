@@ -214,17 +214,9 @@ static void *aligned_memory(size_t bytes) {
     void *p = NULL;
     return posix_memalign(&p, 64, bytes) ? NULL : p;
 }
-static FILE *file_stream(const char *path, const char *mode) { // 'w': to a new file, not by a link
-    int flags = O_NONBLOCK | (*mode == 'w' ? O_WRONLY | O_CREAT | O_EXCL : O_RDONLY);
+static FILE *file_stream(const char *path, const char *mode) {
     if (*mode == 'w') unlink(path); // what a kill has left; another command goes on with its own
-    int f = open(path, flags, 0666), reason;
-    FILE *stream = f < 0 ? NULL : fdopen(f, mode);
-    if (stream || f < 0) return stream;
-    reason = errno;
-    close(f);
-    if (*mode == 'w') remove(path);
-    errno = reason;
-    return NULL;
+    return fopen(path, *mode == 'w' ? "wbx" : mode); // x: a new file, not by a link
 }
 static Size file_size(FILE *f) {
     struct stat s;

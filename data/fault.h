@@ -76,10 +76,8 @@ static int fault_stream(int kind, FILE *f) {
 }
 
 /* A file that was only read may be closed as badly as it likes: its bytes are here. */
-static FILE *fault_fdopen(int file, const char *mode) {
-    FILE *f = NULL;
-    if (fault(AT_OPEN)) close(file), errno = EMFILE;
-    else f = fdopen(file, mode);
+static FILE *fault_fopen(const char *path, const char *mode) {
+    FILE *f = fault(AT_OPEN) ? NULL : fopen(path, mode);
     if (*mode == 'w') fault_plan.written = f; // there is one at a time
     return f;
 }
@@ -105,7 +103,7 @@ static inline size_t fault_size(size_t value) { return value; }
 #define realloc(p, n) (fault(AT_ALLOC) ? NULL : realloc(p, n))
 #define strdup(s) (fault(AT_ALLOC) ? NULL : strdup(s))
 #define posix_memalign(p, to, n) (fault(AT_ALLOC) ? ENOMEM : posix_memalign(p, to, n))
-#define fdopen(file, mode) fault_fdopen(file, mode)
+#define fopen(path, mode) fault_fopen(path, mode)
 #define opendir(path) (fault(AT_OPEN) ? NULL : opendir(path))
 #define mkdir(path, mode) (fault(AT_FOLDER) ? -1 : mkdir(path, mode))
 #define fread(p, size, n, f) (fault_stream(AT_READ, f) ? 0 : fread(p, size, n, f))
