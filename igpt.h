@@ -191,9 +191,8 @@ IGPT_API double model_flops(const Model *model);
 IGPT_API void model_randomise(Model *model, uint64_t seed);
 
 /* What a pass keeps: nothing (evaluation), all that backward needs, or each block's input only,
-   from which backward runs the block again (the same bits for less memory and more time); or keys
-   and values of the past, which is a Sampler's. */
-enum { KEEP_NOTHING, KEEP_ALL, KEEP_INPUTS, KEEP_PAST };
+   from which backward runs the block again (the same bits for less memory and more time). */
+enum { KEEP_NOTHING, KEEP_ALL, KEEP_INPUTS, KEEP_PAST }; // the last: keys and values, a Sampler's
 
 /* Memory for passes of at most B images, on at most threads_get() threads. One allocation;
    activations_bytes() tells its size without making it. Give back with free(). */
@@ -274,10 +273,9 @@ typedef struct {
 /* What position t is drawn by: the first colour whose cumulative probability is above it. */
 IGPT_API double sample_uniform(uint64_t seed, Size image, Size t);
 
-/* Go on with B images, tokens (B, T), from position t on to `end`: positions before `given` are
-   there already and only fed, the others are drawn. Neither threads nor B change an image.
-   Positions come in order from 0; to show pictures as they grow, ask for row after row. 0, or -1
-   where logits are not finite, as weights that are too large make them. */
+/* Go on with B images, tokens (B, T), from position t on to `end` (all at once, or row after row to
+   show them as they grow): positions before `given` are there already and only fed, the others are
+   drawn. Neither threads nor B change an image. -1 where logits are not finite. */
 IGPT_API int sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Size B,
                               Size t, Size end, Size given, const Drawing *drawing);
 
