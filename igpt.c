@@ -1903,8 +1903,6 @@ void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *p
    L_AR). Each position's keys and values never change once computed, so they are kept: a step costs
    one row of every matrix product, and reads every weight once for all B images. */
 
-Size sampler_bytes(const Config *c, Size B) { return activations_bytes(c, B, KEEP_PAST); }
-
 Sampler *sampler_new(const Config *c, Size B) {
     if (is_causal(c)) return activations_new(c, B, KEEP_PAST);
     return fail("only a model trained with L_AR can draw pictures, this one is BERT"), NULL;
@@ -4141,7 +4139,8 @@ enum { PROCESS_BYTES = 4000000, HISTOGRAM_BYTES = ALL_COLOURS * sizeof(uint32_t)
 /* How many pictures, `most` or fewer, can be drawn at once with a cache of at most `bytes`. Of
    large models, whose cache and time would hold training up, fewer are drawn. */
 static Size sampler_images(const Config *c, Size most, double bytes) {
-    double fit = bytes / (double)(sampler_bytes(c, 2) - sampler_bytes(c, 1));
+    double fit =
+        bytes / (double)(activations_bytes(c, 2, KEEP_PAST) - activations_bytes(c, 1, KEEP_PAST));
     return fit > (double)most ? most : fit > 1 ? (Size)fit : 1;
 }
 
@@ -4352,9 +4351,10 @@ static double train_bytes(const Options *o, const Config *c, Size n_params) {
     double copies = o->command->bit == FINETUNE ? 5 : 4;
     int keep = o->recompute ? KEEP_INPUTS : KEEP_ALL;
     int has_palette = o->model || o->init || o->resume || o->palette;
-    double model = copies * (double)n_params * sizeof(real) +
-                   (double)activations_bytes(c, o->micro_batch, keep) +
-                   (double)sampler_bytes(c, min(train_samples(o, c), sample_batch(c)));
+    double model =
+        copies * (double)n_params * sizeof(real) +
+        (double)activations_bytes(c, o->micro_batch, keep) +
+        (double)activations_bytes(c, min(train_samples(o, c), sample_batch(c)), KEEP_PAST);
     return PROCESS_BYTES + fmax(model, has_palette ? 0 : HISTOGRAM_BYTES);
 }
 
@@ -5055,7 +5055,7 @@ static void command_info(Options *o) {
     need(!model_list(&m, c));
     double forward = model_flops(&m), training = train_bytes(o, &c, m.n_params);
     double sampling = PROCESS_BYTES + (double)m.n_params * sizeof(real) +
-                      (double)sampler_bytes(&c, sample_batch(&c));
+                      (double)activations_bytes(&c, sample_batch(&c), KEEP_PAST);
     c.n_px = 32, c.n_vocab = 512; // what the paper's table counts
     need(!model_list(&nominal, c));
     printf("n_layer %lld\nn_embd %lld\nn_head %lld\nn_px %lld\nn_vocab %lld\n", o->n_layer,

@@ -105,8 +105,7 @@ typedef struct {
 } Batch;
 
 /* h (B, T, d) = content + wpe. wte (K + 1, d), its last row is sos; wpe (T, d). Without mask (AR):
-   the content at t is wte[token at t - 1], at 0 sos. With it (BERT): wte of the token itself, 0
-   where mask is 1. Backward adds to dwte and dwpe. */
+   content at t is wte[token at t - 1], at 0 sos. With it (BERT): wte[token at t], 0 if masked. */
 IGPT_API void embed_forward(real *h, const Batch *batch, const real *wte, const real *wpe, Size T,
                             Size d, Size K);
 IGPT_API void embed_backward(real *dwte, real *dwpe, const real *dh, const Batch *batch, Size T,
@@ -252,9 +251,8 @@ IGPT_API void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, cons
 /* ---- 7 sampling ----------------------------------------------------------------------------- */
 typedef Activations Sampler; // for one position of an image at a time
 /* Memory to draw up to B images at once, of which 2 L T d reals an image for keys and values; to be
-   given back with free(). sampler_bytes() tells its size. NULL for a BERT model, too. */
+   given back with free(). NULL for a BERT model, too. */
 IGPT_API Sampler *sampler_new(const Config *config, Size B);
-IGPT_API Size sampler_bytes(const Config *config, Size B);
 
 /* Feed position t of B images and return logits (B, K) for it: softmax gives p(x_t | x_<t).
    previous (B) holds the tokens at t - 1. Positions come in order from 0, with the same B. */
