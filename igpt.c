@@ -3864,8 +3864,8 @@ static const Option option_table[] = {
     {"preset", "tiny|igpt-s|igpt-m|igpt-l|igpt-xl", AT(preset), SIZES | PALETTE, "tiny", 0, 0,
      "sets what is not given of the rest"},
     {"n-layer", "N", AT(n_layer), SIZES, "4", 1, 1024, "layers"},
-    {"n-head", "N", AT(n_head), SIZES, "4", 1, 1024, "attention heads"},
-    {"n-embd", "N", AT(n_embd), SIZES, "128", 1, 16384, "width of the network"},
+    {"n-head", "N", AT(n_head), SIZES, "2", 1, 1024, "attention heads"},
+    {"n-embd", "N", AT(n_embd), SIZES, "64", 1, 16384, "width of the network"},
     {"n-px", "N", AT(n_px), SIZES | PALETTE, "16", 1, 256, "side of the pictures in pixels"},
     {"n-vocab", "N", AT(n_vocab), SIZES | PALETTE, "64", 2, 65535, "colours in the palette"},
     {"objective", "ar|bert", AT(objective), SIZES, "ar", 0, 0, "predict next or masked pixels"},
@@ -3879,7 +3879,7 @@ static const Option option_table[] = {
     {"micro-batch", "N", AT(micro_batch), RUNS | INFO, "", 1, 65536,
      "images in a pass; gradients add up to the batch. Default: about 50 MB, which caches hold"},
     {"recompute", "", AT(recompute), RUNS | INFO, "", 0, 0, "less memory: runs each block twice"},
-    {"steps", "N", AT(steps), RUNS, "1200", 1, MANY, "steps of Adam"},
+    {"steps", "N", AT(steps), RUNS, "3200", 1, MANY, "steps of Adam"},
     {"lr", "X", AT(lr), RUNS, "0.004", 1e-9, 1, "peak learning rate"},
     {"warmup", "N", AT(warmup), RUNS, "", 0, MANY,
      "steps until the peak; default one epoch, at most half the steps"},
@@ -3910,7 +3910,7 @@ enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
 
 /* In the order of --preset's words, with a name for the reader. The table's defaults are tiny's. */
 static const char *const presets[] = {
-    "tiny: the defaults above, --micro-batch 4",
+    "tiny: the defaults above, --micro-batch 8",
     "igpt-s: --n-layer 24 --n-embd 512 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 "
     "--micro-batch 4 --steps 1000000 --lr 0.003",
     "igpt-m: --n-layer 36 --n-embd 1024 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 "

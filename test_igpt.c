@@ -2448,7 +2448,7 @@ static void test_command_line(void) {
         {0, "igpt-xl: --n-layer 60", "info --help"},
         {0, "--recompute", "help train"},
         {2, "did you mean train?", "help trian"},
-        {0, "parameters_millions 0.84\n", "info"},
+        {0, "parameters_millions 0.22\n", "info"},
         {0, "parameters_millions 1362\n", "info --preset igpt-l"},
         {0, "n_embd 128\n", "info --model data/emoji-ar"},
         {0, "igpt 2.0: float, ", "--version"},
