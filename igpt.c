@@ -215,7 +215,8 @@ static void *aligned_memory(size_t bytes) {
     return posix_memalign(&p, 64, bytes) ? NULL : p;
 }
 static FILE *file_stream(const char *path, const char *mode) {
-    if (*mode == 'w') unlink(path); // what a kill has left; another command goes on with its own
+    // A kill may have left it; a command that still writes to it keeps its own, without a name.
+    if (*mode == 'w') unlink(path);
     return fopen(path, *mode == 'w' ? "wbx" : mode); // x: a new file, not by a link
 }
 static Size file_size(FILE *f) {
@@ -1186,9 +1187,9 @@ void attention_backward(const Attention *a, real *dqkv, const real *dout, const 
 }
 #endif // IGPT_PLAIN
 
-/* Sampling: position t alone, qkv (B, 3d) to out (B, d). Its keys (B, H, hs, T) and values
-   (B, H, T, hs) join those of the positions before it; so laid out, scores and outputs are sums of
-   rows. */
+/* Sampling: position t alone, of T there are room for, sees those before it: qkv (B, 3d) to out
+   (B, d). Its keys (B, H, hs, T) and values (B, H, T, hs) join theirs; so laid out, scores and
+   outputs are sums of rows. */
 static void attention_step(const Attention *a, real *out, const real *qkv, real *keys, real *values,
                            Size t) {
     Size T = a->T, d = a->d, H = a->H, hs = d / H;
@@ -1350,7 +1351,7 @@ void model_randomise(Model *m, uint64_t seed) {
     }
 }
 
-/* Activations. The names follow the data through a block. */
+/* Activations. The names follow the data through a block. T is Activations.T, but for the past. */
 typedef struct {
     real *h;      // (B, T, d) the block's input; of the last, one behind the blocks: the output
     real *inv_1;  // (B, T)
@@ -1360,8 +1361,8 @@ typedef struct {
     real *a;      // (B, T, d) input plus attention
     real *inv_2;  // (B, T)
     real *u;      // (B, T, 4d)
-    real *keys;   // (B, H, hs, T) of the past, for sampling
-    real *values; // (B, H, T, hs)
+    real *keys;   // (B, H, hs, all positions) of the past, for sampling
+    real *values; // (B, H, all positions, hs)
 } Layer;
 
 struct Activations {
@@ -1930,10 +1931,10 @@ double sample_uniform(uint64_t seed, Size image, Size t) {
     return random_uniform(seed, stream_of(FOR_SAMPLE, image), t);
 }
 
-/* Turn logits into probabilities times their sum. Returns the first colour whose cumulative
-   probability exceeds `uniform`; -1: logits are not finite. */
+/* probs (K) holds logits and becomes probabilities, not yet divided by their sum. Returns the first
+   colour whose cumulative probability exceeds `uniform`; -1: logits are not finite. */
 static int draw_token(real *probs, Size K, double uniform, const Drawing *drawing) {
-    real max = row_max(probs, K), least = drawing->top_k > 0 ? max : -INFINITY; // that counts
+    real max = row_max(probs, K), least = drawing->top_k > 0 ? max : -INFINITY; // to be drawn
     double sum = 0, passed = 0;
     Size last = 0;
     for (Size k = 0; k < K && drawing->top_k > 0; k++) {
@@ -3910,7 +3911,7 @@ enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
 
 /* In the order of --preset's words, with a name for the reader. The table's defaults are tiny's. */
 static const char *const presets[] = {
-    "tiny: the defaults above, --micro-batch 8",
+    "tiny: the defaults above, --micro-batch 4",
     "igpt-s: --n-layer 24 --n-embd 512 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 "
     "--micro-batch 4 --steps 1000000 --lr 0.003",
     "igpt-m: --n-layer 36 --n-embd 1024 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 "
@@ -4917,7 +4918,7 @@ static const char *run_reopen(Options *o, Safetensors *state) {
 static void command_train(Options *o) { // and finetune
     Safetensors state;
     Run run = {.o = o, .fine = o->command->bit == FINETUNE, .epoch = -1};
-    char derived[128];
+    char derived[256];
     const char *saved = derived;
     if (!!o->palette + !!o->init + o->resume > 1)
         stop("--palette, --init and --resume cannot go together: each of them brings a palette");
@@ -4927,9 +4928,11 @@ static void command_train(Options *o) { // and finetune
     if (!run.fine) o->gen_weight = 1;
     run_load(&run);
     run_open(&run);
-    // A changed --steps is not to change what was derived from the first one.
-    snprintf(derived, sizeof derived, "--warmup\n%lld\n--eval-every\n%lld\n--save-every\n%lld\n",
-             o->warmup, o->eval_every, o->save_every);
+    // Neither another --steps nor another version's defaults change what a run was begun with.
+    snprintf(derived, sizeof derived,
+             "--steps\n%lld\n--warmup\n%lld\n--eval-every\n%lld\n--save-every\n%lld\n"
+             "--batch\n%lld\n--micro-batch\n%lld\n--lr\n%.17g\n",
+             o->steps, o->warmup, o->eval_every, o->save_every, o->batch, o->micro_batch, o->lr);
     run.words = words_keep(saved, o);
     say(NOTE, "%lld layers, d %lld, %lld heads, %lld colours: %.2f million parameters, %.0f MB",
         o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,

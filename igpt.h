@@ -249,9 +249,9 @@ IGPT_API int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const r
 IGPT_API void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *palette);
 
 /* ---- 7 sampling ----------------------------------------------------------------------------- */
-typedef Activations Sampler; // for one position of an image at a time
-/* Memory to draw up to B images at once, of which 2 L T d reals an image for keys and values; to be
-   given back with free(). NULL for a BERT model, too. */
+typedef Activations Sampler; // for the two functions below alone, and these take nothing else
+/* Memory to draw up to B images at once, activations_bytes(config, B, KEEP_PAST) of it, most of it
+   keys and values; given back with free(). NULL for a BERT model, too. */
 IGPT_API Sampler *sampler_new(const Config *config, Size B);
 
 /* Feed position t of B images and return logits (B, K) for it: softmax gives p(x_t | x_<t).

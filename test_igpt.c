@@ -2559,6 +2559,10 @@ static void test_resume(void) {
     check_same_file("ar", "ar-stopped", "progress.png");
     IGPT(1, "no run of igpt train", "train --resume --out $S/tuned");
     IGPT(0, "step 620\n", "train --resume --steps 620 --quiet --out $S/ar-stopped");
+    Size n; // what was not given is kept, too, for a version with other defaults
+    const uint8_t *state = read_bytes(scratch_path("few/train_state.safetensors"), &n);
+    REQUIRE(state && n > 8);
+    CHECK(strstr((const char *)state + 8, "--lr\\u000a0.001"), "the default rate is not kept");
 }
 
 /* A short run learns more than to count colours. What train measures, eval repeats. */

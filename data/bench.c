@@ -270,7 +270,7 @@ static void bench_palette(void) {
 
 int main(int argc, char **argv) {
     Config igpt_s = {.n_px = 32, .n_vocab = 512, .n_embd = 512, .n_head = 8, .n_layer = 4};
-    Config tiny = {.n_px = 16, .n_vocab = 64, .n_embd = 128, .n_head = 4, .n_layer = 4};
+    Config small = {.n_px = 16, .n_vocab = 64, .n_embd = 128, .n_head = 4, .n_layer = 4};
     if (argc > 2) return fprintf(stderr, "usage: %s [FILE.csv]\n", argv[0]), 2;
     if (argc == 2 && !(csv = fopen(argv[1], "w"))) return perror(argv[1]), 1;
     if (csv) fprintf(csv, "name,value,unit,share\n");
@@ -282,9 +282,9 @@ int main(int argc, char **argv) {
     report((Figure){arithmetic.value, 0}, "GFLOP/s", "FMA peak");
     report((Figure){reading.value, 0}, "GB/s", "memory read");
     bench_products("igpt-s", &igpt_s, 2);
-    bench_products("tiny", &tiny, 4);
+    bench_products("d 128", &small, 4);
     bench_training("igpt-s width", &igpt_s, 2, 1);
-    bench_training("tiny", &tiny, 4, 4);
+    bench_training("d 128", &small, 4, 4);
     igpt_s.n_layer = 24;
     bench_sampling("igpt-s", &igpt_s);
     bench_palette();

@@ -68,7 +68,7 @@ int main(void) {
     static const struct {
         const char *name;
         int rows, d;
-    } models[] = {{"igpt-s", 2048, 512}, {"tiny", 4096, 128}};
+    } models[] = {{"igpt-s", 2048, 512}, {"d 128", 4096, 128}};
     static const char *const linear[] = {"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"};
     printf("OpenBLAS runs as %s\n", openblas_get_corename());
     for (int threads = 1; threads <= 2; threads++) {

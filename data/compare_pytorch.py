@@ -83,4 +83,4 @@ torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
 for bf16 in (False, True):
     for compiled in (False, True):
         measure("igpt-s width", 4, 512, 8, 32, 512, 2, compiled, bf16)
-        measure("tiny", 4, 128, 4, 16, 64, 16, compiled, bf16)
+        measure("d 128", 4, 128, 4, 16, 64, 16, compiled, bf16)
