@@ -847,8 +847,8 @@ Team team_new(void) {
    thread each, so every sum has one order, whatever the number of threads. */
 
 /* RMS norm (the released model's "layer norm": neither mean-centred nor shifted).
-   n_i = x_i s g_i with s = 1 / sqrt(mean(x^2) + eps). Where the mean overflows, s would be 0 and hide
-   it: a row that is not finite stays so. */
+   n_i = x_i s g_i with s = 1 / sqrt(mean(x^2) + eps). Where the mean overflows, s would be 0 and
+   hide it: a row that is not finite stays so. */
 void rms_forward(real *out, real *inv, const real *x, const real *gain, Size rows, Size d) {
 #pragma omp parallel for schedule(static)
     for (Size r = 0; r < rows; r++) {
@@ -2809,7 +2809,8 @@ enum { JSON_DEPTH = 64, JSON_BYTES = 1 << 24 }; // far more than any model's hea
 
 static const char *json_space(const char *p) { return p + strspn(p, " \t\n\r"); }
 
-/* The code of \u and four hexadecimal digits; 0: something else, or \u0000, which no string here may hold. */
+/* The code of \u and four hexadecimal digits; 0: something else, or \u0000, which no string here
+   may hold. */
 static uint32_t json_hex(const char *p) {
     char digits[5] = "";
     if (strncmp(p, "\\u", 2) || strspn(p + 2, "0123456789abcdefABCDEF") < 4) return 0;
@@ -3655,8 +3656,8 @@ static void chart_axis(FILE *f, const Axis *a, int vertical) {
     }
 }
 
-/* Names stand at the ends of the lines, from the top down and far enough apart to be read; that of a
-   single dot stands below it. */
+/* Names stand at the ends of the lines, from the top down and far enough apart to be read; that of
+   a single dot stands below it. */
 static void chart_names(FILE *f, const Series *series, Size n, const Axis *ax, const Axis *ay) {
     double below = 0; // where the next name may stand
     for (double y = TOP; y <= BOTTOM; y++)
@@ -4390,8 +4391,8 @@ typedef struct {
     int saved;          // by this process
 } Run;
 
-/* Image number `index`, counted over all epochs, into place b of the pass, flipped at random, padded
-   and cropped at random; and its label. */
+/* Image number `index`, counted over all epochs, into place b of the pass, flipped at random,
+   padded and cropped at random; and its label. */
 static void next_image(Run *r, Size index, Size b) {
     const Images *set = &r->data.train;
     Size n = r->train.n, T = set->px * set->px, epoch = index / n;
@@ -4583,9 +4584,9 @@ static int holds_model(const char *dir) {
     return there;
 }
 
-/* A run that --overwrite gives up stays until the new one's files are on disk. Then config.json goes
-   first, without which the folder does not load, and the state and the pictures follow, all before
-   the first new file takes its name: no folder holds parts of two runs that load together. */
+/* A run that --overwrite gives up stays until the new one's files are on disk. Then config.json
+   goes first, without which the folder does not load, and the state and the pictures follow, all
+   before any new file takes its name: no folder holds parts of two runs that load together. */
 static void save_clear(const char *dir) {
     static const char *const going[] = {"config.json", STATE, "samples.png", "progress.png",
                                         "loss.svg"};
@@ -4747,8 +4748,8 @@ static void need_finite(const Run *r, double value) {
                                   : "Nothing has been saved; start anew with a lower --lr");
 }
 
-/* progress.png: the first pictures of every test, a line each, so that one sees the run learn: their
-   random numbers are the same in all tests. Where the lines are full, every other one goes. */
+/* progress.png: the first pictures of every test, a line each, so that one sees the run learn:
+   their random numbers are the same in all tests. Where all lines are full, every other goes. */
 static void progress_sheet(Run *r, const uint16_t *samples) {
     if (r->n_drawn == SHEET_LINES)
         for (r->n_drawn = 0; r->n_drawn < SHEET_LINES / 2; r->n_drawn++)

@@ -242,8 +242,8 @@ typedef void (*Watch)(const char *work, Size done, Size n);
 IGPT_API Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
                             Size iterations, Watch watch);
 
-/* The nearest colour of each of n pixels, by squared distance; of equals the lower index; -1 without
-   memory. And the byte colours (n, 3) of tokens. */
+/* The nearest colour of each of n pixels, by squared distance; of equals the lower index; -1
+   without memory. And the byte colours (n, 3) of tokens. */
 IGPT_API int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const real *palette,
                            Size K);
 IGPT_API void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *palette);

@@ -2582,9 +2582,9 @@ static void test_train_eval_sample(void) {
     CHECK(!strstr(igpt_output, "\033["), "escape sequences where no terminal is: %s", igpt_output);
 }
 
-/* A long command line is kept. A run that is killed and resumed to end where it is has its last test,
-   whether its state has a row in the log for it (each 20th step) or not. A progress.png that is full
-   keeps every other line: of 25 tests 15, the last one the newest. */
+/* A long command line is kept. A run that is killed and resumed to end where it is has its last
+   test, whether its state has a row in the log for it (each 20th step) or not. A progress.png that
+   is full keeps every other line: of 25 tests 15, the last one the newest. */
 static void test_resume_extremes(void) {
 #    define TINY "train --n-layer 1 --n-embd 8 --n-head 1 --n-px 4 --n-vocab 6 --batch 2 --quiet "
     char repeated[60 * 7 + 1] = "", step[16], row[24];
@@ -2767,8 +2767,8 @@ static void test_palette_command(void) {
     CHECK(printed("rms_error") < coarse, "%g with 24 colours: %s", coarse, igpt_output);
 }
 
-/* Nothing is lost by typing a command again, by two runs in one folder, or by a run that goes wrong;
-   and what is no regular file, no whole model, or too large is refused by name. */
+/* Nothing is lost by typing a command again, by two runs in one folder, or by a run that goes
+   wrong; and what is no regular file, no whole model, or too large is refused by name. */
 static void test_nothing_lost(void) {
     static const char small[] = TINY "--steps 3 --out $S/kept";
     static const char *const pipes[] = {"pipe", "pipes/samples.png", "pipes/log.csv"};
@@ -2926,8 +2926,8 @@ static void tensor_renamed(const char *path, const char *name, const char *to) {
     write_bytes(scratch_path("%s", path), bytes, n);
 }
 
-/* A model without lm_head, as Hugging Face saves classifiers and bare models, has no loss. One whose
-   config promises more than its file can hold takes no memory. */
+/* A model without lm_head, as Hugging Face saves classifiers and bare models, has no loss. One
+   whose config promises more than its file can hold takes no memory. */
 static void test_models_in_part(void) {
     IGPT(0, "", TINY "--steps 2 --out $S/whole");
     IGPT(0, "", "finetune --model $S/whole --out $S/part --steps 2 --batch 2 --quiet");
@@ -2958,9 +2958,9 @@ static void test_models_in_part(void) {
          LIMITED(200000) "eval --model $S/whole");
 }
 
-/* --overwrite is killed in the middle of its first save, over a run and over a model from elsewhere;
-   then comes nothing, or what makes it worse; then --resume. Whatever lies there in the end is the
-   old one or the new one, and all of it. */
+/* --overwrite is killed in the middle of its first save, over a run and over a model from
+   elsewhere; then comes nothing, or what makes it worse; then --resume. Whatever lies there in the
+   end is the old one or the new one, and all of it. */
 static void test_killed_overwrite(void) {
 #    define FEW "--n-embd 4 --n-px 2 --batch 2 --steps 2 --data $S/few --quiet --threads 1 "
 #    define ANEW "./igpt_fault train --n-layer 2 --n-head 2 --n-vocab 3 --seed 2 " FEW
