@@ -2617,7 +2617,7 @@ static int folder_names(const char *dir, char ***names, Size *n) {
         else ++*n;
     }
     folder_close(folder);
-    if (*n) qsort(*names, *n, sizeof **names, by_name);
+    if (*names) qsort(*names, *n, sizeof **names, by_name);
     return bad;
 }
 
