@@ -1187,9 +1187,9 @@ void attention_backward(const Attention *a, real *dqkv, const real *dout, const 
 }
 #endif // IGPT_PLAIN
 
-/* Sampling: position t alone, of T there are room for, sees those before it: qkv (B, 3d) to out
-   (B, d). Its keys (B, H, hs, T) and values (B, H, T, hs) join theirs; so laid out, scores and
-   outputs are sums of rows. */
+/* Sampling: position t alone sees itself and those before it, qkv (B, 3d) to out (B, d). Its keys
+   (B, H, hs, T) and values (B, H, T, hs) join theirs; so laid out, scores and outputs are sums of
+   rows. */
 static void attention_step(const Attention *a, real *out, const real *qkv, real *keys, real *values,
                            Size t) {
     Size T = a->T, d = a->d, H = a->H, hs = d / H;
@@ -3775,14 +3775,14 @@ static int takes_colour(void) {
            (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
 }
 
-/* All that a run writes. Those of a save get their names from the last to the first: where there is
-   a state, there is a model. */
+/* All that a run writes: first what shows that a run or a model is there, then the rest of a save,
+   whose files get their names from the last to the first, since a state must not lack its model. */
 static const char STATE[] = "train_state.safetensors";
 static const char *const run_files[] = {
     STATE,     "config.json", "model.safetensors", "preprocessor_config.json",
     "log.csv", "samples.png", "progress.png",      "loss.svg",
     NULL};
-enum { SAVE_FILES = 5 }; // the first ones: those of a save
+enum { MODEL_FILES = 3, SAVE_FILES = 5 }; // so many of them, from the first
 
 /* End the command with a sentence for the person; what waits for its name is given up, or kept. */
 PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
@@ -4580,7 +4580,8 @@ static void need_room(Options *o, Config c) {
 /* Is there a model or a run, whole or what a kill or a fault has left of its save? */
 static int holds_model(const char *dir) {
     int there = path_kind(hidden(file_in(dir, STATE))) != NOTHING;
-    for (int i = 0; i < 3 && !there; i++) there = path_kind(file_in(dir, run_files[i])) != NOTHING;
+    for (int i = 0; i < MODEL_FILES && !there; i++)
+        there = path_kind(file_in(dir, run_files[i])) != NOTHING;
     return there;
 }
 
@@ -4929,7 +4930,7 @@ static void command_train(Options *o) { // and finetune
     if (!run.fine) o->gen_weight = 1;
     run_load(&run);
     run_open(&run);
-    // Neither another --steps nor another version's defaults change what a run was begun with.
+    // Kept although nobody typed it: what follows from --steps, and defaults that may yet change.
     snprintf(derived, sizeof derived,
              "--steps\n%lld\n--warmup\n%lld\n--eval-every\n%lld\n--save-every\n%lld\n"
              "--batch\n%lld\n--micro-batch\n%lld\n--lr\n%.17g\n",

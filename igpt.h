@@ -249,7 +249,7 @@ IGPT_API int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const r
 IGPT_API void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *palette);
 
 /* ---- 7 sampling ----------------------------------------------------------------------------- */
-typedef Activations Sampler; // for the two functions below alone, and these take nothing else
+typedef Activations Sampler; // for sampler_step and sample_positions, which take nothing else
 /* Memory to draw up to B images at once, activations_bytes(config, B, KEEP_PAST) of it, most of it
    keys and values; given back with free(). NULL for a BERT model, too. */
 IGPT_API Sampler *sampler_new(const Config *config, Size B);
