@@ -340,16 +340,23 @@ static const Config whole_wide = {12, 9, 48, 3, 2, 4, OBJECTIVE_AR};
 static const Config whole_drawing = {6, 11, 32, 4, 3, 1, OBJECTIVE_AR};
 static const Config whole_fixture = {4, 12, 16, 2, 2, 5, OBJECTIVE_AR};
 
-/* All at random, the heads too, which start at zero otherwise. Ended by whole_free. */
+/* A model all at random, the heads too, which start at zero otherwise. folder: where to save it. */
+static int random_model(Model *m, Config c, const char *folder) {
+    if (model_init(m, c)) return -1;
+    memcpy(m->params, filled(m->n_params, 9, 0.3), (size_t)m->n_params * sizeof(real));
+    memcpy(m->palette, filled(3 * c.n_vocab, 3, 0.3), (size_t)(3 * c.n_vocab) * sizeof(real));
+    return folder ? model_save(m, scratch_path("%s", folder), F32) : 0;
+}
+
+/* Ended by whole_free. */
 static int whole_make(Whole *w, Config c, const struct Aim *aim, Size B, int what_to_keep) {
     c.objective = aim->objective;
     *w = (Whole){.aim = aim};
-    if (model_init(&w->model, c)) return -1;
-    Size n = w->model.n_params, T = c.n_px * c.n_px;
-    memcpy(w->model.params, filled(n, 9, 0.3), (size_t)n * sizeof(real));
+    if (random_model(&w->model, c, NULL)) return -1;
+    Size T = c.n_px * c.n_px;
     w->acts = keep(activations_new(&c, B, what_to_keep));
     w->batch = random_batch(B, T, c.n_vocab, c.n_class, c.objective == OBJECTIVE_BERT);
-    w->grads = zeros(n, sizeof(real));
+    w->grads = zeros(w->model.n_params, sizeof(real));
     return 0;
 }
 
@@ -2084,10 +2091,8 @@ static void test_safetensors_write_refused(void) {
 /* ---- 10 model directories ------------------------------------------------------------------- */
 
 static int directory_model(Model *m) {
-    if (model_init(m, (Config){5, 9, 12, 3, 3, 4, OBJECTIVE_BERT})) return -1; // 4 classes
-    memcpy(m->params, filled(m->n_params, 9, 0.3), (size_t)m->n_params * sizeof(real));
-    for (int i = 0; i < 3 * 9; i++) m->palette[i] = (real)(float)(i / 27.0 - 0.4);
-    strcpy(m->class_names[2], "People \"&\" Body");
+    if (random_model(m, (Config){5, 9, 12, 3, 3, 4, OBJECTIVE_BERT}, NULL)) return -1;
+    strcpy(m->class_names[2], "People \"&\" Body"); // of 4
     return 0;
 }
 
@@ -2421,6 +2426,9 @@ static void igpt_run(int signal_sent, int status, const char *word, const char *
 #    define IGPT(status, word, ...) igpt_run(0, status, word, __VA_ARGS__)
 /* Under a limit of memory ./igpt itself runs, not what IGPT calls: a sanitizer alone takes more. */
 #    define LIMITED(kilobytes) "--version & wait; ulimit -v " #kilobytes "; exec ./igpt "
+/* The command goes on in the background, as $!, and what follows THEN begins when this holds. */
+#    define UNTIL "& until "
+#    define THEN "; do kill -0 $! || exit; done; "
 #    define SMALL "--n-layer 1 --n-embd 32 --n-head 2 --n-px 8 --n-vocab 12 "
 
 /* The number behind this name in what the program printed. */
@@ -2595,8 +2603,8 @@ static void test_resume_extremes(void) {
     for (int every = 1; every <= 20; every += 19) {
         IGPT(0, "",
              TINY
-             "--steps 40000 --eval-every 40000 --save-every %d --overwrite --out $S/young & until "
-             "[ -e $S/young/train_state.safetensors ]; do kill -0 $! || exit; done; kill -9 $!",
+             "--steps 40000 --eval-every 40000 --save-every %d --overwrite --out $S/young " UNTIL
+             "[ -e $S/young/train_state.safetensors ]" THEN "kill -9 $!",
              every);
         REQUIRE(!safetensors_open(&state, scratch_path("young/train_state.safetensors")) &&
                 !safetensors_metadata(&state, "step", step, sizeof step));
@@ -2612,14 +2620,6 @@ static void test_resume_extremes(void) {
     const uint8_t *samples = png_read(scratch_path("full/samples.png"), 804, 504, 3);
     if (lines && samples)
         CHECK(!memcmp(lines + 1400 * 804 * 3, samples, 100 * 804 * 3), "another last line");
-}
-
-/* A model of random weights and colours, in a folder of its own. */
-static int random_model(Model *m, Config c, const char *folder) {
-    if (model_init(m, c)) return -1;
-    memcpy(m->params, filled(m->n_params, 9, 0.3), (size_t)m->n_params * sizeof(real));
-    memcpy(m->palette, filled(3 * c.n_vocab, 3, 0.3), (size_t)(3 * c.n_vocab) * sizeof(real));
-    return model_save(m, scratch_path("%s", folder), F32);
 }
 
 static void test_complete(void) {
@@ -2767,137 +2767,131 @@ static void test_palette_command(void) {
     CHECK(printed("rms_error") < coarse, "%g with 24 colours: %s", coarse, igpt_output);
 }
 
-/* Nothing is lost by typing a command again, by two runs in one folder, or by a run that goes
-   wrong; and what is no regular file, no whole model, or too large is refused by name. */
+/* Commands, up to NULL, which must end with status 1 and this word. */
+static void check_refusals(const char *const (*rows)[2]) {
+    for (; rows[0][0]; rows++) IGPT(1, rows[0][0], "%s", rows[0][1]);
+}
+
+/* Nothing is lost by typing a command again, by two processes in one folder, or by a folder that is
+   moved away. */
 static void test_nothing_lost(void) {
-    static const char small[] = TINY "--steps 3 --out $S/kept";
-    static const char *const pipes[] = {"pipe", "pipes/samples.png", "pipes/log.csv"};
-    static const char *const large[] = {
-        "--preset igpt-l",
-        "--batch 65536 --micro-batch 65536", // bytes beyond 2^32
-        ("--n-embd 16384 --n-layer 4 --n-head 16 --n-px 1 --n-vocab 2"),
-    };
-    Model m;
-    IGPT(0, "", "%s", small);
-    IGPT(1, "kept holds a run of 3 steps: --resume goes on with it, --overwrite", "%s", small);
-    IGPT(1, "", "finetune --model data/emoji-ar --out $S/kept");
-    IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
-    mkdir(scratch_path("pipes"), 0777);
-    for (int i = 0; i < 3; i++) REQUIRE(!mkfifo(scratch_path("%s", pipes[i]), 0666));
-    IGPT(1, "pipe: it is no regular file", "complete --model data/emoji-ar --image $S/pipe");
-    IGPT(1, "pipe: it is no regular file", "palette --palette $S/pipe --out $S/pipes");
-    IGPT(1, "/dev/zero: it is no regular file", "complete --model data/emoji-ar --image /dev/zero");
-    IGPT(1, "samples.png: it is no regular", "sample --model data/emoji-ar --out $S/pipes");
-    IGPT(1, "log.csv: it is no regular file", TINY "--steps 3 --out $S/pipes");
-    IGPT(1, "", "probe --model data/emoji-ar --features $S --out $S/kept");
-    IGPT(1, "igpt train` makes a model", "sample --model $S/never");
-    IGPT(1, "README", "complete --model openai/imagegpt-small");
-    write_bytes(scratch_path("pipes/pytorch_model.bin"), "", 0);
-    IGPT(1, "holds pytorch_model.bin, not one model.safetensors; to convert it",
-         "eval --model $S/pipes");
-    write_bytes(scratch_path("pipes/model.safetensors.index.json"), "", 0);
-    IGPT(1, "holds model.safetensors.index.json, not one", "eval --model $S/pipes");
-    IGPT(1, "meta.txt: it is no folder; `igpt train`", "eval --model data/emoji/batches.meta.txt");
-    IGPT(1, "meta.txt: it is no folder; igpt's own",
-         "train --data data/emoji/batches.meta.txt --out $S/unmade");
-    IGPT(1, "neither table nor chart",
-         "probe --model data/emoji-ar --features $S/probe.csv --out $S");
-    for (int i = 0; i < 3; i++)
-        IGPT(1, i ? "igpt: this model needs " : "igpt: igpt-l needs ",
-             LIMITED(400000) "train --threads 1 --out $S/large %s", large[i]);
-    CHECK(strstr(igpt_output, "MB to train, there are 4"), "%s", igpt_output);
-    IGPT(1, "go on with", // a log of so many tests would not fit
-         LIMITED(400000) TINY
-         "--threads 1 --steps 100000000 --eval-every 1 --out $S/vast & until "
-         "[ -e $S/vast/train_state.safetensors ]; do kill -0 $! || exit; done; kill $!; wait $!");
-    IGPT(
-        1, "and saved; go on with", // a run follows its folder; what takes the place is not its own
-        TINY "--threads 1 --steps 2000000 --eval-every 2000000 --save-every 20000 --out $S/moved & "
-             "until [ -e $S/moved/train_state.safetensors ]; do kill -0 $! || exit; done; "
-             "mv $S/moved $S/away; mkdir $S/moved; kill $!; wait $!");
+    static const char *const rows[][2] = {
+        {"kept holds a run of 3 steps: --resume goes on with it, --overwrite",
+         TINY "--steps 3 --out $S/kept"},
+        {"", "finetune --model data/emoji-ar --out $S/kept"},
+        {"holds a model", "palette --out $S/kept"},
+        {"", "probe --model data/emoji-ar --features $S --out $S/kept"},
+        {"neither table nor chart", "probe --model data/emoji-ar --features $S/probe.csv --out $S"},
+        {"which would be lost",
+         "probe --model $S/kept --out $S/drawn --features $S/kept/model.safetensors"},
+        {"another run is writing there",
+         TINY "--steps 100000 --save-every 1 --out $S/shared " UNTIL
+              "[ -e $S/shared/train_state.safetensors ]" THEN
+              "${IGPT:-./igpt} train --resume --out $S/shared; s=$?; kill -9 $!; exit $s"},
+        {"another run is writing there", // a palette that comes too late would replace the run's
+         "palette --n-px 24 --n-vocab 256 --out $S/raced 2>$S/raced.txt " UNTIL
+         "grep -q k-means $S/raced.txt" THEN "${IGPT:-./igpt} " TINY
+         "--steps 1 --out $S/raced; s=$?; kill $!; exit $s"},
+        {"and saved; go on with", // a run follows its folder; what takes the place is not its own
+         TINY
+         "--threads 1 --steps 2000000 --eval-every 2000000 --save-every 20000 --out $S/moved " UNTIL
+         "[ -e $S/moved/train_state.safetensors ]" THEN
+         "mv $S/moved $S/away; mkdir $S/moved; kill $!; wait $!"},
+        {NULL, NULL}};
+    IGPT(0, "", "%s", rows[0][1]);
+    check_refusals(rows);
     const char *stopped = strstr(igpt_output, "stopped at step ");
     REQUIRE(stopped);
     long step = atol(stopped + 16);
     CHECK(!rmdir(scratch_path("moved")), "files beside another run's");
     IGPT(0, "", "train --resume --steps %ld --out $S/away", step);
     CHECK(printed("step") == (double)step, "%s", igpt_output);
-    IGPT(1, "another run is writing there",
-         TINY
-         "--steps 100000 --save-every 1 --out $S/shared & until [ -e "
-         "$S/shared/train_state.safetensors "
-         "]; do kill -0 $! || exit; done; ${IGPT:-./igpt} train --resume --out $S/shared; s=$?; "
-         "kill -9 $!; exit $s");
-    IGPT(1, "another run is writing there", // a palette that comes too late would replace the run's
-         "palette --n-px 24 --n-vocab 256 --out $S/raced 2>$S/raced.txt & until grep -q k-means "
-         "$S/raced.txt; do kill -0 $! || exit; done; ${IGPT:-./igpt} " TINY
-         "--steps 1 --out $S/raced; s=$?; kill $!; exit $s");
-    files_make(8, record_sets); // folders beside records: one that is not there, one that is shut
-    REQUIRE(!symlink("nowhere", scratch_path("c100/test")) &&
-            !mkdir(scratch_path("c100/train"), 0));
-    IGPT(0, "images 1\n", "eval --model data/emoji-ar --data $S/c100");
-    REQUIRE(!rmdir(scratch_path("c100/train")));
-    IGPT(1, "File too large",
-         "--version & wait; ulimit -f 1; exec ${IGPT:-./igpt} sample "
-         "--model data/emoji-ar --n 1 --out $S/tight");
+    IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
+}
+
+/* What is no regular file, no whole model, or too large is refused by name, before it takes time or
+   memory. */
+static void test_refused_by_name(void) {
+    static const char *const pipes[] = {"pipe", "pipes/samples.png", "pipes/log.csv"};
+    static const char *const files[] = {"text pipes/pytorch_model.bin ?",
+                                        "text sharded/model.safetensors.index.json ?", NULL};
+    static const char *const rows[][2] = {
+        {"pipe: it is no regular file", "complete --model data/emoji-ar --image $S/pipe"},
+        {"pipe: it is no regular file", "palette --palette $S/pipe --out $S/pipes"},
+        {"/dev/zero: it is no regular file", "complete --model data/emoji-ar --image /dev/zero"},
+        {"samples.png: it is no regular", "sample --model data/emoji-ar --out $S/pipes"},
+        {"log.csv: it is no regular file", TINY "--steps 3 --out $S/pipes"},
+        {"igpt train` makes a model", "sample --model $S/never"},
+        {"README", "complete --model openai/imagegpt-small"},
+        {"holds pytorch_model.bin, not one model.safetensors; to convert it",
+         "eval --model $S/pipes"},
+        {"holds model.safetensors.index.json, not one", "eval --model $S/sharded"},
+        {"meta.txt: it is no folder; `igpt train`", "eval --model data/emoji/batches.meta.txt"},
+        {"meta.txt: it is no folder; igpt's own",
+         "train --data data/emoji/batches.meta.txt --out $S/unmade"},
+        {"igpt: igpt-l needs ",
+         LIMITED(400000) "train --threads 1 --preset igpt-l --out $S/unmade"},
+        {"igpt: this model needs ", // bytes beyond 2^32
+         LIMITED(400000) "train --threads 1 --batch 65536 --micro-batch 65536 --out $S/unmade"},
+        {"MB to train, there are 4",
+         LIMITED(400000) "train --threads 1 --n-embd 16384 --n-layer 4 --n-head 16 --n-px 1 "
+                         "--n-vocab 2 --out $S/unmade"},
+        {"go on with", // a log of so many tests would not fit
+         LIMITED(400000) TINY "--threads 1 --steps 100000000 --eval-every 1 --out $S/vast " UNTIL
+                              "[ -e $S/vast/train_state.safetensors ]" THEN "kill $!; wait $!"},
+        {"File too large", "--version & wait; ulimit -f 1; exec ${IGPT:-./igpt} sample "
+                           "--model data/emoji-ar --n 1 --out $S/tight"},
+        {"tensor : expected", LIMITED(200000) "sample --model $S/crowded"},
+        {NULL, NULL}};
+    enum { KEYS = 3300000 }; // 16.5 MB of header: its refusal must not take a list of them
+    char *keys = zeros(5 * KEYS + 2, 1);
+    for (Size i = 0; i < KEYS; i++) memcpy(keys + 5 * i, i ? ",'':0" : "{'':0", 5);
+    keys[5 * KEYS] = '}';
+    Model m;
+    REQUIRE(!random_model(&m, (Config){4, 6, 8, 2, 1, 0, OBJECTIVE_AR}, "crowded"));
+    model_free(&m);
+    REQUIRE(!rename(hand_made(keys, "", 0), scratch_path("crowded/model.safetensors")));
+    files_make(1, files);
+    for (int i = 0; i < 3; i++) REQUIRE(!mkfifo(scratch_path("%s", pipes[i]), 0666));
+    check_refusals(rows);
     CHECK(!rmdir(scratch_path("tight")), "a part is left");
-    REQUIRE(!model_load(&m, scratch_path("kept")));
+    CHECK(access(scratch_path("unmade"), F_OK), "a run that could not start left a folder");
+}
+
+/* Weights so large that sums overflow, and a state whose numbers are not those of a run: no figure
+   comes of them, and the run that was there stays. */
+static void test_not_finite(void) {
+    static const char *const rows[][2] = {
+        {"not finite", "sample --model $S/huge --out $S/drawn"},
+        {"not finite", "probe --model $S/huge --out $S/drawn"},
+        {"not finite", "eval --model $S/huge"},
+        {"sound: step 1, learning rate 0.004: the run is no longer finite (",
+         "train --init $S/huge --overwrite --steps 3 --out $S/sound"},
+        {NULL, NULL}};
+    const char *path = scratch_path("best/train_state.safetensors");
+    Model m;
+    Safetensors state;
+    Stored moments, log, best;
+    Size n;
+    IGPT(0, "", TINY "--steps 3 --out $S/sound");
+    REQUIRE(!model_load(&m, scratch_path("sound")));
     for (Size i = 0; i < m.n_params; i++)
         m.params[i] = (real)(i % 2 ? 1e25 : -1e25); // whose squares overflow in the first norm
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
     IGPT(1, "not finite", "eval --model $S/huge");
     for (Size i = 0; i < m.n_params; i++) m.params[i] = (real)3e38; // and whose sums do
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
-    IGPT(1, "not finite", "sample --model $S/huge --out $S/drawn");
-    IGPT(1, "not finite", "probe --model $S/huge --out $S/drawn");
-    IGPT(1, "kept: step 1, learning rate 0.004: the run is no longer finite (",
-         "train --init $S/huge --overwrite --steps 3 --out $S/kept");
-    CHECK(strstr(igpt_output, "Nothing has been saved; start anew with a lower --lr"), "%s",
-          igpt_output);
-    IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
-    IGPT(1, "File too large",
-         "--version & wait; ulimit -f 1000; exec ${IGPT:-./igpt} " TINY
-         "--overwrite --n-embd 160 --steps 3 --out $S/kept");
-    IGPT(0, "step 3\n", "train --resume --quiet --out $S/kept");
-    IGPT(1, "not finite", "eval --model $S/huge");
-    enum { KEYS = 3300000 }; // 16.5 MB of header: its refusal must not take a list of them
-    char *keys = zeros(5 * KEYS + 2, 1);
-    for (Size i = 0; i < KEYS; i++) memcpy(keys + 5 * i, i ? ",'':0" : "{'':0", 5);
-    keys[5 * KEYS] = '}';
-    REQUIRE(!rename(hand_made(keys, "", 0), scratch_path("huge/model.safetensors")));
-    IGPT(1, "tensor : expected", LIMITED(200000) "sample --model $S/huge");
-    IGPT(1, "holds a model", "palette --out $S/kept");
-    IGPT(1, "waits for --resume", // the run of before is gone, this one's files are there
-         "--version & wait; cp -r $S/kept $S/halved; IGPT_FAULT='rename 2 once' exec "
-         "./igpt_fault " TINY "--overwrite --seed 2 --steps 3 --out $S/halved");
-    IGPT(1, "cannot remove", // nor where only its state is gone; its model is there until then
-         "--version & wait; cp -r $S/kept $S/third; IGPT_FAULT='remove 10 once' exec "
-         "./igpt_fault " TINY "--overwrite --seed 2 --steps 3 --out $S/third");
-    CHECK(strstr(igpt_output, "waits for --resume"), "%s", igpt_output);
-    IGPT(0, "step 3\n", "train --resume --quiet --out $S/third");
-    IGPT(1, "halved holds what a save has left", "eval --model $S/halved");
-    IGPT(1, "halved holds a run of 1 steps: --resume goes on", TINY "--steps 3 --out $S/halved");
-    IGPT(1, "cannot write", // where nothing was given up, nothing is left
-         "--version & wait; IGPT_FAULT='rename 2 once' exec ./igpt_fault " TINY
-         "--steps 3 --out $S/fresh1");
-    CHECK(!strstr(igpt_output, "waits for --resume"), "%s", igpt_output);
-    IGPT(1, "cannot write", // the second sync is that of the folder, after the renaming
-         "--version & wait; IGPT_FAULT='sync 2 once' exec ./igpt_fault sample --model $S/kept "
-         "--n 1 --out $S/synced");
-    IGPT(1, "holds a model", "palette --out $S/halved");
-    IGPT(1, "which would be lost",
-         "probe --model $S/kept --out $S/drawn --features $S/kept/model.safetensors");
-    IGPT(0, "", "finetune --model $S/kept --out $S/best --steps 2 --batch 2 --quiet");
-    const char *path = scratch_path("best/train_state.safetensors");
-    Safetensors state;
-    Stored s, rows, best;
-    Size n;
-    REQUIRE(!safetensors_open(&state, path) && safetensors_find(&state, "moments", &s) &&
-            safetensors_find(&state, "rows", &rows) && safetensors_find(&state, "best", &best));
+    check_refusals(rows);
+    check_holds(igpt_output, "Nothing has been saved; start anew with a lower --lr");
+    IGPT(0, "step 3\n", "train --resume --quiet --out $S/sound");
+    IGPT(0, "", "finetune --model $S/sound --out $S/best --steps 2 --batch 2 --quiet");
+    REQUIRE(!safetensors_open(&state, path) && safetensors_find(&state, "moments", &moments) &&
+            safetensors_find(&state, "rows", &log) && safetensors_find(&state, "best", &best));
     safetensors_close(&state);
-    uint8_t *bytes = read_bytes(path, &n);
+    const uint8_t *bytes = read_bytes(path, &n);
     IGPT(1, "--steps 1: the run in", "finetune --resume --steps 1 --out $S/best");
     // a weight; the log's first step, its second row's loss of validation, the best step
-    const Size places[] = {s.end - 4, rows.begin, rows.begin + 9 * 8 + 6 * 8, best.begin};
+    const Size places[] = {moments.end - 4, log.begin, log.begin + 9 * 8 + 6 * 8, best.begin};
     for (int i = 0; i < 4; i++) {
         uint8_t *changed = memcpy(zeros(n, 1), bytes, n);
         memset(changed + places[i], i == 2 ? 0x7f : 0xff, i ? 8 : 4); // 1.4e306, NaN
@@ -2909,11 +2903,37 @@ static void test_nothing_lost(void) {
          "finetune --model $S/best --out $S/best");
     model_free(&m);
     REQUIRE(!model_load(&m, scratch_path("best")));
-    const Size head = m.tensors[m.n_tensors - 1].offset;
-    for (Size i = head; i < m.n_params; i++) m.params[i] = (real)3e38;
+    for (Size i = m.tensors[m.n_tensors - 1].offset; i < m.n_params; i++) m.params[i] = (real)3e38;
     REQUIRE(!model_save(&m, scratch_path("best"), F32));
     IGPT(1, "loss is not finite", "eval --model $S/best");
     model_free(&m);
+}
+
+/* A save that cannot be written leaves the run before it; one that --overwrite has begun to put in
+   its place says where it waits. */
+static void test_save_fails(void) {
+#    define FAULT(fault) "--version & wait; IGPT_FAULT='" fault " once' exec ./igpt_fault "
+    static const char *const rows[][2] = {
+        {"File too large", "--version & wait; ulimit -f 1000; exec ${IGPT:-./igpt} " TINY
+                           "--overwrite --n-embd 160 --steps 3 --out $S/old"},
+        {"waits for --resume", // the run of before is gone, this one's files are there
+         FAULT("rename 2") TINY "--overwrite --seed 2 --steps 3 --out $S/halved"},
+        {"halved holds what a save has left", "eval --model $S/halved"},
+        {"halved holds a run of 1 steps: --resume goes on", TINY "--steps 3 --out $S/halved"},
+        {"holds a model", "palette --out $S/halved"},
+        {"cannot write", // the second sync is that of the folder, after the renaming
+         FAULT("sync 2") "sample --model $S/old --n 1 --out $S/synced"},
+        {"cannot remove", // where only its state is gone; its model is there until then
+         FAULT("remove 10") TINY "--overwrite --seed 2 --steps 3 --out $S/third"},
+        {NULL, NULL}};
+    IGPT(0, "", TINY "--steps 3 --out $S/old");
+    IGPT(0, "", "--version & wait; cp -r $S/old $S/halved; cp -r $S/old $S/third");
+    check_refusals(rows);
+    check_holds(igpt_output, "waits for --resume");
+    IGPT(0, "step 3\n", "train --resume --quiet --out $S/third");
+    IGPT(0, "step 3\n", "train --resume --quiet --out $S/old");
+    IGPT(1, "cannot write", FAULT("rename 2") TINY "--steps 3 --out $S/fresh1");
+    CHECK(!strstr(igpt_output, "waits for --resume"), "nothing was given up: %s", igpt_output);
 }
 
 /* The tensor of this name in scratch file `path` becomes one of another name. */
@@ -3021,9 +3041,14 @@ static void test_strange_names(void) {
     CHECK(access(scratch_path("plain/samples.png"), F_OK), "samples of the run before were left");
     REQUIRE(realpath("data/emoji", data) && !symlink(data, scratch_path("red\033[31m")));
     IGPT(0, "red?[31m: pictures", "train " SMALL "--steps 1 --data $S/red* --out $S/red1");
+    // Folders beside records do not matter: one that is not there, one that is shut.
+    files_make(8, record_sets);
+    REQUIRE(!symlink("nowhere", scratch_path("c100/test")) &&
+            !mkdir(scratch_path("c100/train"), 0));
+    IGPT(0, "images 1\n", "eval --model data/emoji-ar --data $S/c100");
+    REQUIRE(!rmdir(scratch_path("c100/train")));
     // 1 GiB behind a header that says otherwise
     write_bytes(scratch_path("a.ppm"), "P6 1 1 255\nabc", 14);
-    files_make(8, record_sets);
     static const char *const vast[] = {"idx idx/train-images-idx3-ubyte 0x803 0 32768 32768 0",
                                        NULL};
     REQUIRE(!truncate(scratch_path("a.ppm"), 1 << 30) &&
@@ -3044,8 +3069,7 @@ static void test_strange_names(void) {
    as one does; one that nohup ignores and a reader that has gone, not at all. What --overwrite has
    shown pictures of is what is gone on with. */
 static void test_signals(void) {
-    static const char begun[] =
-        "& until [ -e $S/heard/train_state.safetensors ]; do kill -0 $! || exit; done; ";
+    static const char begun[] = UNTIL "[ -e $S/heard/train_state.safetensors ]" THEN;
     static const char again[] = "train --resume --steps 40 --quiet --threads 1 --out $S/heard";
 #    define HEARD TINY "--threads 1 --overwrite --steps 300000 --eval-every 20 --out $S/heard "
     IGPT(1, "--resume --out", HEARD "%s kill -TERM $!; kill -TERM $!; kill -HUP $!; wait $!",
@@ -3060,9 +3084,7 @@ static void test_signals(void) {
          begun);
     IGPT(0, "step 3\n", TINY "--threads 1 --overwrite --steps 3 --out $S/heard");
     remove(scratch_path("heard/samples.png"));
-    IGPT(0, "",
-         HEARD "--save-every 200000 & until [ -e $S/heard/samples.png ]; do kill -0 $! || exit; "
-               "done; kill -9 $!");
+    IGPT(0, "", HEARD "--save-every 200000 " UNTIL "[ -e $S/heard/samples.png ]" THEN "kill -9 $!");
     IGPT(0, "resuming at step 20 of 21", "train --resume --steps 21 --threads 1 --out $S/heard");
 }
 
@@ -3254,7 +3276,10 @@ static const struct {
     {"command line: BERT", test_bert_commands, FLOAT_ONLY},
     {"command line: finetune", test_finetune, FLOAT_ONLY},
     {"command line: palette", test_palette_command, FLOAT_ONLY},
-    {"command line: nothing lost, nothing let in", test_nothing_lost, FLOAT_ONLY},
+    {"command line: nothing lost", test_nothing_lost, FLOAT_ONLY},
+    {"command line: refused by name", test_refused_by_name, FLOAT_ONLY},
+    {"command line: not finite", test_not_finite, FLOAT_ONLY},
+    {"command line: a save fails", test_save_fails, FLOAT_ONLY},
     {"command line: a model without head, or promised", test_models_in_part, FLOAT_ONLY},
     {"command line: --overwrite killed", test_killed_overwrite, FLOAT_ONLY},
     {"command line: signals", test_signals, FLOAT_ONLY},
