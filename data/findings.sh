@@ -10,7 +10,7 @@
 #
 #   middle       a layer in the middle probes best                        (also on Fashion-MNIST)
 #   tuning       fine-tuning against the probe, fresh weights and raw pixels, by number of labels
-#   bert         the other objective, probed and fine-tuned
+#   bert         the other objective, probed and fine-tuned; both together (python3)
 #   loss         the better the loss, the better the probe: checkpoints of a run, and other sizes
 #   resolution   the larger the pictures, the better the probe
 #
@@ -143,6 +143,23 @@ tune() { # finding, model, data, labels of each class (0: all), seed, further wo
         >$name/rows.csv
 }
 
+# Two fine-tuned models together: the average of their class logits. All test pictures are in cifar-10k, too.
+average() { # finding, models
+    local out=$1-average words model accuracy
+    [ ! -e $out/rows.csv ] || return 0
+    mkdir -p $out
+    for model in $2 $3; do
+        words="probe --data cifar-10k --model $model --features $out/$model.features --out $out"
+        echo "== igpt $words"
+        "$igpt" $words >$out/$model.figures
+    done
+    words="data/ensemble.py $2 $out/$2.features $3 $out/$3.features"
+    python3 "$tree"/$words >$out/figures
+    accuracy=$(figure $out average)
+    words="$accuracy,$(binomial $accuracy),$n_test,python3 $words"
+    echo "$1,cifar,ar and bert,$small_px,$layers,$width,,,,average of logits,,all,1,$words" >$out/rows.csv
+}
+
 # The network that most are compared with, at a size of pictures; its checkpoints stay.
 pretrain_kept() { # name, pixels
     KEEP=$(($(scaled $steps) / 5)) pretrain $1 cifar ar $2 $colours $layers $width
@@ -173,6 +190,9 @@ for part in $parts; do
         pretrain bert cifar bert $small_px $colours $layers $width
         probe bert bert cifar 0
         tune bert bert cifar 0 1
+        pretrain_kept $small $small_px
+        tune tuning $small cifar 0 1
+        average bert $small-tuned-0-1 bert-tuned-0-1
         ;;
     loss)
         pretrain_kept ar $px
