@@ -1900,9 +1900,9 @@ void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *p
 }
 
 /* ==== 7 sampling ================================================================================
-   Pictures are drawn one position after another (paper, figure 1: samples are a by-product of
-   L_AR). Each position's keys and values never change once computed, so they are kept: a step costs
-   one row of every matrix product, and reads every weight once for all B images. */
+   Pictures are drawn one position after another, as L_AR has learnt them. The idea to take away:
+   each position's keys and values never change once computed, so they are kept: a step costs one
+   row of every matrix product, and reads every weight once for all B images. */
 
 Sampler *sampler_new(const Config *c, Size B) {
     if (is_causal(c)) return activations_new(c, B, KEEP_PAST);
@@ -4160,8 +4160,8 @@ static Size train_samples(const Options *o, const Config *c) {
     return draws ? sampler_images(c, TRAIN_SAMPLES, 256e6) : 0;
 }
 
-/* A line of a sheet like the paper's figure 1: `rows` of the original, the rest in grey; n pictures
-   that were drawn; the original. */
+/* A line of a sheet of completions: `rows` of the original, the rest in grey; n pictures that were
+   drawn; the original. */
 static void completions_line(uint8_t *rgb, const Model *m, const uint16_t *original, Size rows,
                              const uint16_t *drawn, Size n) {
     enum { GREY = 128 };
@@ -4949,7 +4949,8 @@ static void command_train(Options *o) { // and finetune
 }
 
 /* ==== 14 commands ===============================================================================
-   Everything else that a person can ask for, and main. */
+   Everything else that a person can ask for, and main. The idea to take away: a command reads,
+   calls the sections above, and prints; what fails ends it at once, by need() or stop(). */
 
 /* Drawing and L_GEN take an lm_head. */
 static void need_lm_head(const Options *o, const Model *m) {

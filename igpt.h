@@ -1,15 +1,14 @@
 /* igpt.h - the public interface of igpt: Image GPT (Chen et al. 2020) in one readable C file.
    SPDX-License-Identifier: MIT
 
-   What tests, ports and other programs call; the commands of main() are built on nothing else.
-   Compile igpt.c with -DIGPT_NO_MAIN and link it; or, with -DIGPT_API=static as well, include
-   igpt.c itself (data/example.c does both). Conventions that hold throughout:
+   What tests, ports and other programs call. Compile igpt.c with -DIGPT_NO_MAIN and link it; or,
+   with -DIGPT_API=static as well, include igpt.c itself (data/example.c does both). Conventions:
 
    - Arrays are row-major; a shape such as (B, T, d) names the slowest index first. B counts images,
      T = n_px * n_px positions in raster order, K = n_vocab colours, d = n_embd, H = n_head,
      L = n_layer, C = n_class, hs = d / H.
-   - What can fail returns 0 for success and -1 (or NULL) for failure; error_text() then holds one
-     sentence that says what went wrong. Nothing here prints or exits.
+   - What can fail returns 0, or a count, for success, and -1 (or NULL) for failure; error_text()
+     then says why in one sentence, unless it was a mere look-up. Nothing here prints or exits.
    - Results do not depend on the number of threads, to the last bit, and random numbers are a
      function of (seed, stream, counter): nothing keeps a hidden state. Licence at the end: MIT. */
 #ifndef IGPT_H
@@ -234,9 +233,9 @@ IGPT_API double learning_rate(Size step, Size steps, Size warmup, double peak);
 
 /* ---- 6 palette ------------------------------------------------------------------------------ */
 /* Palettes are (K, 3): red, green, blue in [-1, 1] (byte / 127.5 - 1), as Hugging Face keeps them.
-   Choose at most K colours for n pixels rgb (n, 3) by k-means++ (Arthur and Vassilvitskii 2007) and
-   then Lloyd's iterations until no pixel changes its cluster, `iterations` at the most. Returns how
-   many: fewer where the pixels have fewer. Where it is not NULL, `watch` is told how far it is. */
+   Choose at most K colours for n pixels rgb (n, 3) by greedy k-means++ (Arthur and Vassilvitskii
+   2007), then Lloyd's iterations until no pixel changes its cluster, `iterations` at the most.
+   Returns how many: fewer where pixels have fewer. `watch`, unless NULL, is told how far it is. */
 enum { PALETTE_ITERATIONS = 300 };
 typedef void (*Watch)(const char *work, Size done, Size n);
 IGPT_API Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
@@ -297,7 +296,7 @@ IGPT_API Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double
 /* Multinomial logistic regression: minimise the mean over x (n, width) of -log p(label) plus
    l2 / 2 |W|^2, where softmax(W x + b) gives p, like scikit-learn's LogisticRegression of C = 1 /
    (l2 n), for two classes 2 / (l2 n). w holds W (C, width), then b (C), which is not penalised; it
-   is the start, too. Returns lbfgs'es steps. Accuracy: how often the largest logit is the label's;
+   is the start, too. Returns lbfgs's steps. Accuracy: how often the largest logit is the label's;
    right (n), where it is not NULL, becomes 1 there and else 0. */
 IGPT_API Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2,
                            double tolerance);
@@ -451,7 +450,7 @@ IGPT_API int model_save(const Model *model, const char *dir, int dtype);
 IGPT_API int model_load(Model *model, const char *dir);
 
 /* Read a palette: the clusters of a preprocessor_config.json, values in [-1, 1]. Returns its *K
-   colours (K, 3), given back with free(), or NULL. */
+   colours (K, 3), given back with free(), or NULL. And write such a file, for pictures of n_px. */
 IGPT_API real *palette_read(const char *path, Size *K);
 IGPT_API int palette_save(const char *path, const real *palette, Size K, Size n_px);
 
@@ -472,6 +471,7 @@ typedef struct {               // a line of a chart, which is written as SVG
     int dots;                  // radius of a dot on each point; 0: none
 } Series;
 
+/* Axes with ticks that fit all n lines, the lines, and their names where they end. */
 IGPT_API int chart_write(const char *path, const char *title, const char *x_name,
                          const char *y_name, const Series *series, Size n);
 

@@ -14,8 +14,8 @@
 #   loss         the better the loss, the better the probe: checkpoints of a run, and other sizes
 #   resolution   the larger the pictures, the better the probe
 #
-# The middle layer shows at 16 pixels. The parts that compare many runs do so at 8, where each takes a fifth
-# of the time.
+# The first model has 16 pixels a side. The parts that compare many runs do so at 8, where each takes a fifth of
+# the time. Each call writes data/findings.csv anew, from all runs in WORK.
 #
 # SCALE=0.1 takes a tenth of all steps. QUICK=1 tries the whole script on data/emoji in minutes, with tiny
 # models; its figures go to WORK/findings.csv and mean nothing.
