@@ -3515,7 +3515,8 @@ static int count_colours(uint8_t colours[3 * 256], uint8_t *index, const uint8_t
     return count;
 }
 
-enum { STORED_MOST = BLOCK_OF(65535, 3) }; // bytes in a block that is stored, not compressed
+enum { STORED_MOST = BLOCK_OF(65535, 3) };   // bytes in a block that is stored, not compressed
+enum { CHUNK_MOST = BLOCK_OF(1 << 30, 99) }; // in a chunk, which may have up to 2^31 - 1
 
 /* Write rows of pixels as a zlib stream of stored blocks to z; returns its length. */
 static Size zlib_store(uint8_t *z, const uint8_t *pixels, Size row, Size height) {
@@ -3552,7 +3553,9 @@ int png_write(const char *path, const uint8_t *rgb, Size width, Size height) {
         fwrite("\x89PNG\r\n\x1a\n", 1, 8, f);
         png_chunk(f, "IHDR", head, sizeof head);
         if (n_colours <= 256) png_chunk(f, "PLTE", colours, 3 * n_colours);
-        png_chunk(f, "IDAT", z, zlib_store(z, n_colours > 256 ? rgb : index, row, height));
+        Size length = zlib_store(z, n_colours > 256 ? rgb : index, row, height);
+        for (Size i = 0; i < length; i += CHUNK_MOST)
+            png_chunk(f, "IDAT", z + i, min(CHUNK_MOST, length - i));
         png_chunk(f, "IEND", head, 0);
     }
     free(z);
@@ -3804,8 +3807,8 @@ static void need(int holds) {
     if (!holds) stop("%s", error_text());
 }
 
-static void *need_memory(Size count, size_t size) { // until the command ends
-    void *p = zalloc(count, (Size)size);
+static void *need_memory(Size count, Size size) { // until the command ends
+    void *p = zalloc(count, size);
     need(p != NULL);
     return p;
 }
@@ -3879,7 +3882,7 @@ static const Option option_table[] = {
     {"from-scratch", "", AT(from_scratch), FINETUNE, "", 0, 0, "fresh weights, for comparison"},
     {"batch", "N", AT(batch), RUNS | INFO, "16", 1, 65536, "images in a step"},
     {"micro-batch", "N", AT(micro_batch), RUNS | INFO, "", 1, 65536,
-     "images in a pass; gradients add up to the batch. Default: about 50 MB, which caches hold"},
+     "images in a pass; gradients add up to the batch. Default: the preset's, or about 50 MB"},
     {"recompute", "", AT(recompute), RUNS | INFO, "", 0, 0, "less memory: runs each block twice"},
     {"steps", "N", AT(steps), RUNS, "3200", 1, MANY, "steps of Adam"},
     {"lr", "X", AT(lr), RUNS, "0.004", 1e-9, 1, "peak learning rate"},
@@ -4192,9 +4195,10 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
         for (Size row = 0, end; row < px && !interrupted; row = end) {
             progress("drawing", i * px + count * row, n * px);
             end = min(row + 2, px);
-            if (sample_positions(m, sampler, tokens, count, row * px, end * px, rows * px,
-                                 &drawing))
-                stop("%s: %s", o->model ? o->model : o->out, error_text());
+            int bad = sample_positions(m, sampler, tokens, count, row * px, end * px, rows * px,
+                                       &drawing);
+            if (bad && o->model) stop("%s: %s", o->model, error_text());
+            need(!bad);
             if (!visible) continue;
             progress_clear();
             if (lines) completions_line(rgb, m, originals + i / B * T, rows, tokens, shown);
@@ -4213,7 +4217,7 @@ static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Si
                           const uint16_t *originals) {
     const Config *c = &m->config;
     Size side = (c->n_px < CELL ? CELL : c->n_px) + GAP, cells = originals ? n + 2 * n / o->n : n;
-    free(need_memory(cells * side * side, c->n_vocab < 256 ? 3 + 1 + 1 : 3 + 1 + 3));
+    free(need_memory(cells * side * side, c->n_vocab < 255 ? 3 + 1 + 1 : 3 + 1 + 3));
     double began = seconds_now();
     draw_pictures(o, m, tokens, n, rows, originals);
     double seconds = seconds_now() - began;
@@ -4700,6 +4704,7 @@ static void run_load(Run *r) {
     need_outputs(o->out, run_files);
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
+        need_room(o, config_of(o)); // a file's palette has its own size
         need(!model_init(m, config_of(o)));
         memcpy(m->palette, colours, 3 * o->n_vocab * sizeof *colours);
     }
@@ -4892,6 +4897,7 @@ static void run_print(Run *r) {
             stop("all steps are saved, not tested; go on with: igpt finetune --resume --out \"%s\"",
                  o->out);
         need_finite(r, s.gen + s.clf);
+        if (!has_lm_head(&r->result)) s.gen = NAN;
         printf("train_class_nats %.5f\nbest_step %.0f\nvalidation_accuracy %.4f\n", row->train.clf,
                r->best.step, r->best.held.accuracy);
     }
@@ -4984,7 +4990,7 @@ static Images originals_read(const Options *o, const Model *m) {
         set.n = min(data.test.n, TEST_PICTURES);
     }
     Size bytes = 3 * set.px * set.px;
-    set.rgb = need_memory(set.n, (size_t)bytes);
+    set.rgb = need_memory(set.n, bytes);
     for (Size i = 0; i < set.n; i++) {
         if (o->image) need(!image_read(o->image[i], images_at(&set, i), set.px));
         else {
@@ -5188,7 +5194,7 @@ static void probe_open(ProbeRun *p) {
     p->all = all_of(&p->set);
     p->rows = need_memory(p->layers + 2, sizeof *p->rows);
     p->draws = o->labels_per_class ? PROBE_DRAWS : 1;
-    p->right = need_memory(p->layers + 2, (size_t)(p->set.n - n_train));
+    p->right = need_memory(p->layers + 2, p->set.n - n_train);
     const Images train = {.n = n_train, .labels = p->set.labels};
     for (Size draw = 0; draw < p->draws; draw++) {
         Subset *part = p->part[draw];
@@ -5207,7 +5213,7 @@ static Matrix probe_features(ProbeRun *p) {
     Images *set = &p->set;
     Size T = positions(c), masks = is_masked(c) ? o->masks : 1, B;
     Size cols = p->layers * feature_width(c, (int)o->pool);
-    Matrix x = matrix(need_memory(set->n, (size_t)cols * sizeof(real)), set->n, cols);
+    Matrix x = matrix(need_memory(set->n, cols * (Size)sizeof(real)), set->n, cols);
     Pass pass = pass_open(c, PROBE_BATCH, KEEP_NOTHING);
     set->tokens = need_memory(set->n * T, sizeof *set->tokens);
     need(!palette_index(set->tokens, set->rgb, set->n * T, p->model.palette, c->n_vocab));
