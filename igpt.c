@@ -77,9 +77,6 @@
 static int omp_get_max_threads(void) { return 1; }
 static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_procs(void) { return 1; }
-#    ifndef IGPT_PLAIN
-static int omp_in_parallel(void) { return 0; }
-#    endif
 static void omp_set_num_threads(int n) { (void)n; }
 #endif
 
@@ -812,8 +809,7 @@ static void multiply_thin_shared(Team team, Matrix c, Matrix a, Matrix b, int ac
 
 void matmul(Team team, Matrix c, Matrix a, Matrix b, int accumulate) {
     Size M = c.rows, N = c.cols, K = a.cols;
-    if (omp_in_parallel() || (double)M * (double)N * (double)K < 1e5) // a team of this thread alone
-        team = (Team){1, team.each, scratch_of_thread(team)};
+    if ((double)M * (double)N * (double)K < 1e5) team.threads = 1;
     int threads = team.threads;
     if (M <= THIN_M && b.col_step == 1) {
         if (threads == 1) multiply_thin(team.memory, c, a, b, accumulate);
@@ -1858,7 +1854,7 @@ static Size assign(const Planes *centres, const Histogram *h) {
 Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t seed,
                    Size iterations, Watch watch) {
     Histogram h;
-    if (n < 1) return fail("a palette needs pixels");
+    if (n < 1 || n > UINT32_MAX) return fail("a palette takes 1 to 2^32 - 1 pixels, not %lld", n);
     if (histogram_make(&h, rgb, n)) return -1;
     Size changed = 1, count = min(K, h.colours.n);
     Planes centres = {count, zalloc(3 * count, sizeof(real))};

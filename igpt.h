@@ -9,8 +9,8 @@
      L = n_layer, C = n_class, hs = d / H.
    - What can fail returns 0, or a count, for success, and -1 (or NULL) for failure; error_text()
      then says why in one sentence, unless it was a mere look-up. Nothing here prints or exits.
-   - Results do not depend on the number of threads, to the last bit, and random numbers are a
-     function of (seed, stream, counter): nothing keeps a hidden state. Licence at the end: MIT. */
+   - Results do not depend on the number of threads, to the last bit. There is no hidden state:
+     threads may call at the same time, each with memory of its own (Team, Activations, ...). */
 #ifndef IGPT_H
 #define IGPT_H
 
@@ -61,8 +61,8 @@ typedef struct {
     Size rows, cols, row_step, col_step;
 } Matrix;
 
-/* The matrix (rows, cols) whose rows lie one behind the other; and the transpose of a matrix, which
-   is the same memory read the other way. Only the first operand of matmul is written to. */
+/* The matrix (rows, cols) whose rows lie one behind the other; and a matrix's transpose, the same
+   memory read the other way. Only the first operand of matmul is written to. */
 IGPT_API Matrix matrix(const real *data, Size rows, Size cols);
 IGPT_API Matrix transposed(Matrix m);
 
@@ -272,7 +272,7 @@ IGPT_API double sample_uniform(uint64_t seed, Size image, Size t);
 
 /* Go on with B images, tokens (B, T), from position t on to `end` (all at once, or row after row to
    show them as they grow): positions before `given` are there already and only fed, the others are
-   drawn. Neither threads nor B change an image. -1 where logits are not finite. */
+   drawn. Neither threads nor B change an image. -1 where logits give no probabilities. */
 IGPT_API int sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Size B,
                               Size t, Size end, Size given, const Drawing *drawing);
 
@@ -293,11 +293,11 @@ IGPT_API void model_features(const Model *model, Activations *acts, const Batch 
 typedef double Smooth(void *context, const real *x, real *gradient);
 IGPT_API Size lbfgs(Smooth *f, void *context, real *x, Size n, Size most, double tolerance);
 
-/* Multinomial logistic regression: minimise the mean over x (n, width) of -log p(label) plus
-   l2 / 2 |W|^2, where softmax(W x + b) gives p, like scikit-learn's LogisticRegression of C = 1 /
-   (l2 n), for two classes 2 / (l2 n). w holds W (C, width), then b (C), which is not penalised; it
-   is the start, too. Returns lbfgs's steps. Accuracy: how often the largest logit is the label's;
-   right (n), where it is not NULL, becomes 1 there and else 0. */
+/* Multinomial logistic regression: minimise the mean over x (n, width), a row's numbers side by
+   side, of -log p(label) plus l2 / 2 |W|^2, where softmax(W x + b) gives p, like scikit-learn's
+   LogisticRegression of C = 1 / (l2 n), for two classes 2 / (l2 n). w holds W (C, width), then b
+   (C), which is not penalised; it is the start, too. Returns lbfgs's steps. Accuracy: how often the
+   largest logit is the label's; right (n), unless NULL, becomes 1 there and else 0. */
 IGPT_API Size logistic_fit(real *w, Matrix x, const uint16_t *labels, Size C, double l2,
                            double tolerance);
 IGPT_API double logistic_accuracy(const real *w, Matrix x, const uint16_t *labels, Size C,
@@ -313,9 +313,9 @@ typedef struct {
     double accuracy[N_PARTS]; // 0 to 1
 } Probe;
 
-/* A linear probe on features x, a picture to a row (its numbers side by side), of C classes.
-   They are standardised on the training part; L2 is one of 10, 1, ..., 1e-5; fits end at a
-   gradient of 1e-4; right (test pictures) as above. Fails without memory or with an empty part. */
+/* A linear probe on features x, finite, a picture to a row, of C classes. They are standardised on
+   the training part; L2 is one of 10, 1, ..., 1e-5; fits end at a gradient of 1e-4; right (test
+   pictures) as above. Fails without memory or with an empty part. */
 IGPT_API int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS],
                        Size C, uint8_t *right);
 

@@ -443,6 +443,8 @@ static void test_model_gradients(void) {
         REQUIRE(!whole_make(&w, whole_small, &aims[i], 2, KEEP_ALL));
         REQUIRE(!whole_make(&again, whole_small, &aims[i], 2, KEEP_INPUTS));
         check_gradients(&w, 0);
+        whole_pass(&again, again.grads); // which leaves nothing to the next one
+        memset(again.grads, 0, (size_t)w.model.n_params * sizeof(real));
         whole_pass(&again, again.grads);
         CHECK(same_bits(w.grads, again.grads, w.model.n_params), "%s: recomputed", aims[i].name);
         whole_free(&w);
@@ -671,6 +673,9 @@ static void test_random(void) {
         moved += order[i] != i;
         CHECK(seen[order[i]]++ == 0, "%lld appears twice", order[i]);
     }
+    CHECK(bits == 0x8e1e6eacaa45f47fu, "bits %llx", (unsigned long long)bits);
+    CHECK(fabs(random_normal(1, 2, 3) - (-0.3194482745817852)) < 1e-12, "%g",
+          random_normal(1, 2, 3));
     CHECK(moved > 80, "only %d moved", moved);
 }
 
@@ -769,6 +774,23 @@ static void test_same_bits_for_all_threads(void) {
     }
 }
 
+/* A program's threads may each pass a batch, with memory of their own: the gradients are those of
+   one that is alone. */
+static void test_callers_side_by_side(void) {
+    enum { CALLERS = 5 };
+    Whole w[CALLERS];
+    threads_set(1);
+    for (int i = 0; i < CALLERS; i++)
+        REQUIRE(!whole_make(&w[i], whole_wide, &aims[AIM_JOINT], 1, KEEP_ALL));
+#pragma omp parallel for num_threads(4) schedule(static, 1)
+    for (int i = 1; i < CALLERS; i++) whole_pass(&w[i], w[i].grads);
+    whole_pass(&w[0], w[0].grads);
+    for (int i = 0; i < CALLERS; i++) {
+        CHECK(same_bits(w[0].grads, w[i].grads, w[0].model.n_params), "caller %d", i);
+        whole_free(&w[i]);
+    }
+}
+
 static void test_learning_rate(void) {
     const double first = learning_rate(0, 100, 10, 1), peak = learning_rate(9, 100, 10, 1);
     const double middle = learning_rate(55, 100, 10, 1), last = learning_rate(99, 100, 10, 1);
@@ -786,10 +808,17 @@ static void test_parameter_counts(void) {
         Model m;
         REQUIRE(!model_list(&m, (Config){32, 512, size[0], size[1], size[2], 0, OBJECTIVE_AR}));
         CHECK(m.n_params / 1000000 == size[3], "model %d: %lld", i, m.n_params);
+        CHECK(i || model_flops(&m) == 180925497344.0, "FLOPs: %.0f", model_flops(&m));
         model_free(&m);
     }
-    const Config bad = {5, 9, 12, 5, 3, 4, OBJECTIVE_AR};
-    CHECK(config_check(&bad) && strstr(error_text(), "n_embd"), "n_head 5: %s", error_text());
+    static const char *const words[] = {"not divisible", "n_px is 257",    "n_vocab is 65536",
+                                        "n_vocab is 1,", "n_head is 1025", "n_class is 65536"};
+    static const Config bad[] = {{5, 9, 12, 5, 3, 4, 0},      {257, 9, 12, 3, 3, 4, 0},
+                                 {5, 65536, 12, 3, 3, 4, 0},  {5, 1, 12, 3, 3, 4, 0},
+                                 {5, 9, 1025, 1025, 3, 4, 0}, {5, 9, 12, 3, 3, 65536, 0}};
+    for (int i = 0; i < 6; i++)
+        CHECK(config_check(&bad[i]) && strstr(error_text(), words[i]), "%s: %s", words[i],
+              error_text());
 }
 
 static void test_initial_values(void) {
@@ -807,6 +836,10 @@ static void test_initial_values(void) {
         double rms = sqrt(squares / (double)(t->rows * t->cols));
         CHECK(fabs(rms - wanted[k]) <= 0.06 * wanted[k], "%s: %g, not %g", t->name, rms, wanted[k]);
     }
+    real *fc = m.params + m.tensors[6].offset, first = *fc; // and c_proj, of the same deviation
+    CHECK(first != m.params[m.tensors[7].offset], "two tensors start alike");
+    model_randomise(&m, 2);
+    CHECK(*fc != first, "two seeds start alike");
     model_free(&m);
 }
 
@@ -868,7 +901,8 @@ static void test_kmeans(void) {
     uint16_t tokens[MANY];
     real palette[3 * MANY_K], means[3 * MANY_K];
     double optimum = INFINITY, least = INFINITY;
-    for (int i = 0; i < 3 * MANY; i++) rgb[i] = (uint8_t)random_bits(4, 4, (uint64_t)(i % 600));
+    for (int i = 0; i < 3 * MANY; i++)
+        rgb[i] = (uint8_t)random_bits(4, 4, (uint64_t)(i % (i < 900 ? 600 : 60)));
     for (int code = 0; code < PARTITIONS; code++) {
         for (int i = 0, digits = code; i < N; i++, digits /= K) tokens[i] = (uint16_t)(digits % K);
         optimum = smaller(optimum, lloyd(means, K, rgb, N, tokens));
@@ -887,7 +921,7 @@ static void test_kmeans(void) {
 
 static void test_palette_few_colours(void) {
     enum { N = 5, MOST = PALETTE_ITERATIONS };
-    static const uint8_t rgb[3 * N] = {0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0, 0, 255, 255, 255};
+    static const uint8_t rgb[3 * N] = {0, 0, 0, 255, 255, 255, 201, 100, 7, 0, 0, 0, 255, 255, 255};
     real palette[3 * 8];
     uint8_t back[3 * N];
     uint16_t tokens[N];
@@ -1082,7 +1116,8 @@ static void test_features(void) {
         const real *output = model_forward(&w.model, w.acts, &w.batch);
         threads_set(threads_get() == 1 ? 3 : 1);
         Activations *other = keep(activations_new(&w.model.config, B, KEEP_NOTHING));
-        model_features(&w.model, other, &w.batch, POOL_NONE, 1, each);
+        for (int half = 0; half < 2; half++)
+            model_features(&w.model, other, &w.batch, POOL_NONE, 0.5, each);
         threads_set(0);
         for (int i = 0; i < N * T; i++) mean[i / (T * D) * D + i % D] += each[i] / T;
         CHECK(reals_apart(mean, all, N) < tolerance, "the mean of positions differs");
@@ -1194,6 +1229,12 @@ static void test_probe(void) {
     CHECK(n_right == round(probe.accuracy[TEST_PART] * (N / 3)), "%g right, accuracy %g", n_right,
           probe.accuracy[TEST_PART]);
     CHECK(fabs(probe.accuracy[TEST_PART] - 1.0 / C) < 0.07, "%g", probe.accuracy[TEST_PART]);
+    const Probe before = probe;
+    for (int i = 0; i < N; i += 3) x[i * ROW + 3] *= 1000; // the test part tells the others nothing
+    REQUIRE(!probe_fit(&probe, features, labels, parts, C, NULL));
+    CHECK(probe.l2 == before.l2 && !memcmp(probe.accuracy, before.accuracy, 2 * sizeof(double)),
+          "l2 %g, with other test pictures %g", before.l2, probe.l2);
+    for (int i = 0; i < N; i += 3) x[i * ROW + 3] /= 1000;
     for (int i = 0; i < N; i++) { // features small beside their mean, one constant in training
         x[i * ROW + 1 + labels[i]] += 12;
         for (int j = 1; j < WIDTH; j++) x[i * ROW + j] = 50 + x[i * ROW + j] / 100;
@@ -1202,6 +1243,7 @@ static void test_probe(void) {
     REQUIRE(!probe_fit(&probe, features, labels, parts, C, NULL));
     for (int k = 0; k < N_PARTS; k++)
         CHECK(probe.accuracy[k] == 1, "separable: accuracy %g of part %d", probe.accuracy[k], k);
+    CHECK(probe.l2 == 1, "of equals %g, not the strongest", probe.l2);
     parts[VALIDATION_PART].n = 0;
     int bad = probe_fit(&probe, features, labels, parts, C, NULL);
     CHECK(bad && strstr(error_text(), "validation"), "%s", error_text());
@@ -1412,6 +1454,7 @@ static void test_records(void) {
 static void test_records_refused(void) {
 #define TRAIN "train-images-idx3-ubyte"
 #define LABELS "t10k-labels-idx1-ubyte"
+#define A32 "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
     static const char *const bad[] = {
         "folder c10/train", // a class of pictures that none of training has: it does not count
         "text c10/test/cat/a.ppm P6 1 1 255\nabc"
@@ -1458,6 +1501,8 @@ static void test_records_refused(void) {
         "text bad/cat/a.ppm P6 1 1 255\nabc => bad: ... PPM ... CIFAR-10",
         "text c10/batches.meta.txt a\nb\nK\xf6ln\n" // no UTF-8: Latin-1
         " == train 0 1 0 1 2 | test 2 | a,b,K\xc3\xb6ln.",
+        "text c10/batches.meta.txt " A32 A32 A32 A32 "a\nb\nc\n" // too long: cut to 127 bytes
+        " == train 0 1 0 1 2 | test 2 | " A32 A32 A32 "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa,b,c.",
         "records bad/test.bin 1 3074 1 0 => bad: ... CIFAR-10 ... CIFAR-100",
         NULL,
     };
@@ -1468,6 +1513,7 @@ static void test_records_refused(void) {
     check_folder("idx", 257, " => n_px 257 ... 1 to 256");
 #undef TRAIN
 #undef LABELS
+#undef A32
 }
 
 static void test_image_read(void) {
@@ -1552,6 +1598,7 @@ static void test_folders(void) {
         "pictures own/b 3 20",
         "pictures own/c 1 30 == train 0/0 1/0 2/0 3/0 5/0 6/0 7/0 8/0 9/0 10/0 12/0 13/0 20/1 22/1 "
         "30/2 | test 4/0 11/0 21/1 | a,b,c.",
+        "pictures ten 10 0 == train 0/- 1/- 2/- 3/- 4/- 5/- 6/- 7/- | test 8/- 9/- | .",
         "pictures flat 6 10 == train 10/- 11/- 12/- 14/- 15/- | test 13/- | .", // no classes
         // Pictures that cannot be read; where one can be read, others beside it are no matter.
         "text foreign/b.JPG ? => foreign/b.JPG ... mogrify ... ./*.JPG",
@@ -1761,6 +1808,8 @@ static void test_json_limits(void) {
     CHECK(!json_read(path, 100), "half an object was read");
     check_holds(error_text(), "limits.json: byte 1");
     CHECK(!json_read(absent, 100) && strstr(error_text(), absent), "%s", error_text());
+    CHECK(!json_read("no\xc2\x9bsuch\x7f", 100) && strstr(error_text(), "no??such?"), "%s",
+          error_text());
     CHECK(!json_read(scratch, 100) && strstr(error_text(), "folder"), "%s", error_text());
 }
 
@@ -2156,6 +2205,12 @@ static void test_foreign_directories(void) {
     } rows[] = {{1, "1e-05", "1e-06", .word = "layer_norm_epsilon"},
                 {1, "\"n_embd\": 12", "\"n_embd\": []", .word = "n_embd is -1"},
                 {1, "\"n_layer\"", "\"m_layer\"", .word = "n_layer is -1"},
+                {1, "quick_gelu", "gelu_newer", .word = "activation_function"},
+                {1, "embeddings\": false", "embeddings\": true ", .word = "tie_word_embeddings"},
+                {1, "layer_idx\": false", "layer_idx\": true ", .word = "by_inverse_layer_idx"},
+                {1, "attn_weights\": true", "attn_weights\":    0", .word = "scale_attn_weights"},
+                {1, "\"n_inner\": 48", "\"n_inner\": 24", .word = "n_inner"},
+                {1, "positions\": 25", "positions\": 26", .word = "n_positions"},
                 {1, "\"ar\"", "\"gr\"", .word = "igpt_objective"},
                 {2, "\"clusters\"", "\"clusterz\"", .word = "clusters[0] is missing"},
                 {2, "[0, 0, 0]", "[0,0]    ", .word = "clusters[0]"},
@@ -2222,6 +2277,8 @@ static void test_hugging_face_names(void) {
     CHECK(!safetensors_metadata(&file, "format", text, 9) && !strcmp(text, "pt"), "%s", text);
     safetensors_close(&file);
     const char *config = (char *)read_bytes(scratch_path("hf/config.json"), &n);
+    check_holds((char *)read_bytes(scratch_path("hf/preprocessor_config.json"), &n),
+                "\"do_normalize\": true, ... \"resample\": 4, ... {\"height\": 5, \"width\": 5}");
     CHECK(strstr(config, "_size\": 10,") && strstr(config, "_type\": \"imagegpt\""), "%s", config);
     REQUIRE(!model_load(&back, scratch_path("hf")));
     double worst = 0;
@@ -2347,6 +2404,13 @@ static void test_png(void) {
         const uint8_t *is = png_read(path, width, height, (int)rows[k][3]);
         CHECK(is && !memcmp(is, rgb, (size_t)(3 * n)), "row %zu", k);
     }
+    const char *two = "\1\1\1\2\2\2\3\3\3\4\4\4\5\5\5\6\6\6\7\7\7\10\10\10"; // of 2 x 2
+    REQUIRE(!sheet_write(path, (const uint8_t *)two, 2, 2, 2));
+    const uint8_t *sheet = png_read(path, 204, 104, 3); // each pixel 48 wide
+    for (int i = 0; i < 8 && sheet; i++) {
+        int y = 4 + i / 2 % 2 * 48, x = 4 + i / 4 * 100 + i % 2 * 48;
+        CHECK(sheet[3 * (y * 204 + x)] == i + 1, "(%d, %d) is %d", y, x, sheet[3 * (y * 204 + x)]);
+    }
     CHECK(png_write(none, (const uint8_t *)"abc", 1, 1) && strstr(error_text(), none), "%s", none);
 }
 
@@ -2370,6 +2434,7 @@ static void test_terminal(void) {
     const char *text = (char *)read_bytes(scratch_path("terminal"), &n);
     const char *first = "\033[38;2;0;0;0m\033[48;2;255;255;255m\xe2\x96\x80\033[38;2;255;255;255m";
     CHECK(!strncmp(text, first, strlen(first)), "%s", text);
+    CHECK(strstr(text, "\033[0m \033[38;2;255;255;255m\033[48;2;0;0;0m"), "the second: %s", text);
     const char *last = strchr(text, '\n');
     CHECK(last && strstr(last, "38;2;255;0;0m") && !strstr(last, "48;2;"), "%s", last);
     CHECK(count_words(text, "\xe2\x96\x80") == 9 && !strcmp(text + n - 5, "\033[0m\n"), "%s", text);
@@ -2385,6 +2450,8 @@ static void test_chart(void) {
     CHECK(!strncmp(svg, "<svg ", 5) && strstr(svg, "</svg>"), "no SVG");
     CHECK(strstr(svg, "[a & b < c]") && !strstr(svg, "nan"), "names or NaN are wrong");
     CHECK(count_words(svg, "<circle") == 2, "%s", svg);
+    check_holds(svg,
+                "y=\"68.0\" text-anchor=\"end\" ... <![CDATA[3]]> ... \"70.0,264.7 670.0,64.0 \"");
     REQUIRE(!chart_write(scratch_path("flat.svg"), "", "", "", series + 1, 1));
     const double close[] = {2, nextafter(2, 3)}, far[] = {-1e300, 1e300}, large[] = {1e300, 1e300};
     const double *const rows[] = {close, far, large};
@@ -3230,6 +3297,7 @@ static const struct {
     {"matmul, rows do not depend on their number", test_matmul_rows_alike, BOTH},
     {"PyTorch's numbers: three steps of Adam", test_pytorch_adam, BOTH},
     {"same bits for 1, 2, 3 and 5 threads", test_same_bits_for_all_threads, BOTH},
+    {"callers side by side, each with its own memory", test_callers_side_by_side, BOTH},
     {"learning rate", test_learning_rate, BOTH},
     {"published parameter counts", test_parameter_counts, BOTH},
     {"initial values", test_initial_values, BOTH},
