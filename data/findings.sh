@@ -170,6 +170,7 @@ for part in $parts; do
     middle)
         pretrain_kept ar $px
         probe middle ar cifar-10k 0
+        probe middle ar cifar 0
         pretrain fashion-ar fashion ar $fashion_px $greys $fashion_layers $width
         probe middle fashion-ar fashion 0
         ;;
