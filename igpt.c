@@ -4329,10 +4329,19 @@ static double majority_accuracy(const Dataset *data) {
     return (double)label_count(&data->test, largest) / (double)data->test.n;
 }
 
-static void print_scores(const Scores *s, const Dataset *data, const Config *c) {
-    if (isfinite(s->gen))
+/* Hugging Face's classifiers and bare models are saved without: it is zero here. */
+static int has_lm_head(const Model *m) {
+    Matrix head = weight(m, LM_HEAD, 0);
+    for (Size i = 0; i < head.rows * head.cols; i++)
+        if (head.data[i] != 0) return 1;
+    return 0;
+}
+
+/* Of a model without lm_head no L_GEN is to be seen: it would be ln K. */
+static void print_scores(const Scores *s, const Dataset *data, const Model *m) {
+    if (isfinite(s->gen) && has_lm_head(m))
         printf("nats_per_pixel %.5f\nbits_per_pixel %.5f\nunigram_nats %.5f\n", s->gen,
-               s->gen / log(2), unigram_nats(&data->test, c->n_vocab));
+               s->gen / log(2), unigram_nats(&data->test, m->config.n_vocab));
     if (isfinite(s->clf))
         printf("class_nats %.5f\naccuracy %.4f\nmajority_accuracy %.4f\n", s->clf, s->accuracy,
                majority_accuracy(data));
@@ -4654,14 +4663,6 @@ static void run_refuse(const Options *o) {
          steps);
 }
 
-/* Hugging Face's classifiers and bare models are saved without: it is zero here. */
-static int has_lm_head(const Model *m) {
-    Matrix head = weight(m, LM_HEAD, 0);
-    for (Size i = 0; i < head.rows * head.cols; i++)
-        if (head.data[i] != 0) return 1;
-    return 0;
-}
-
 /* From here on no other process writes a palette or a model there; only now is what lies there
    looked at. */
 static void folder_take(const char *dir) {
@@ -4893,11 +4894,10 @@ static void run_print(Run *r) {
             stop("all steps are saved, not tested; go on with: igpt finetune --resume --out \"%s\"",
                  o->out);
         need_finite(r, s.gen + s.clf);
-        if (!has_lm_head(&r->result)) s.gen = NAN;
         printf("train_class_nats %.5f\nbest_step %.0f\nvalidation_accuracy %.4f\n", row->train.clf,
                r->best.step, r->best.held.accuracy);
     }
-    print_scores(&s, &r->data, &r->model.config);
+    print_scores(&s, &r->data, &r->result);
     printf("peak_memory_mb %.0f\n", peak_memory() / 1e6);
 }
 
@@ -5037,9 +5037,8 @@ static void command_eval(Options *o) {
     Scores s = evaluate(&m, &pass, B, &data.test, &all, classes, o->masks, o->mask_prob);
     if (!isfinite(s.gen + (classes ? s.clf : 0)))
         stop("%s: its loss is not finite: weights are too large", o->model);
-    if (!has_lm_head(&m)) s.gen = NAN; // of which no figure is to be seen
     printf("images %lld\n", data.test.n);
-    print_scores(&s, &data, &m.config);
+    print_scores(&s, &data, &m);
 }
 
 static void print_millions(const char *name, Size n) { // as the paper's table has them, or finer

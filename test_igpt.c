@@ -811,8 +811,12 @@ static void test_parameter_counts(void) {
         CHECK(i || model_flops(&m) == 180925497344.0, "FLOPs: %.0f", model_flops(&m));
         model_free(&m);
     }
-    static const char *const words[] = {"not divisible", "n_px is 257",    "n_vocab is 65536",
-                                        "n_vocab is 1,", "n_head is 1025", "n_class is 65536"};
+    static const char *const words[] = {"n_embd 12 is not divisible",
+                                        "n_px is 257",
+                                        "n_vocab is 65536",
+                                        "n_vocab is 1,",
+                                        "n_head is 1025",
+                                        "n_class is 65536"};
     static const Config bad[] = {{5, 9, 12, 5, 3, 4, 0},      {257, 9, 12, 3, 3, 4, 0},
                                  {5, 65536, 12, 3, 3, 4, 0},  {5, 1, 12, 3, 3, 4, 0},
                                  {5, 9, 1025, 1025, 3, 4, 0}, {5, 9, 12, 3, 3, 65536, 0}};
@@ -2836,9 +2840,12 @@ static void test_palette_command(void) {
     CHECK(printed("rms_error") < coarse, "%g with 24 colours: %s", coarse, igpt_output);
 }
 
-/* Commands, up to NULL, which must end with status 1 and this word. */
+/* Commands, up to NULL, which must end with status 1 and say this, as check_holds has it. */
 static void check_refusals(const char *const (*rows)[2]) {
-    for (; rows[0][0]; rows++) IGPT(1, rows[0][0], "%s", rows[0][1]);
+    for (; rows[0][0]; rows++) {
+        IGPT(1, "", "%s", rows[0][1]);
+        check_holds(igpt_output, rows[0][0]);
+    }
 }
 
 /* Nothing is lost by typing a command again, by two processes in one folder, or by a folder that is
@@ -2902,7 +2909,7 @@ static void test_refused_by_name(void) {
          LIMITED(400000) "train --threads 1 --preset igpt-l --out $S/unmade"},
         {"igpt: this model needs ", // bytes beyond 2^32
          LIMITED(400000) "train --threads 1 --batch 65536 --micro-batch 65536 --out $S/unmade"},
-        {"MB to train, there are 4",
+        {"igpt: this model needs ... MB to train, there are 4",
          LIMITED(400000) "train --threads 1 --n-embd 16384 --n-layer 4 --n-head 16 --n-px 1 "
                          "--n-vocab 2 --out $S/unmade"},
         {"go on with", // a log of so many tests would not fit
