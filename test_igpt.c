@@ -2890,6 +2890,7 @@ static void test_nothing_lost(void) {
 static void test_refused_by_name(void) {
     static const char *const pipes[] = {"pipe", "pipes/samples.png", "pipes/log.csv"};
     static const char *const files[] = {"text pipes/pytorch_model.bin ?",
+                                        "text sharded/pytorch_model.bin ?",
                                         "text sharded/model.safetensors.index.json ?", NULL};
     static const char *const rows[][2] = {
         {"pipe: it is no regular file", "complete --model data/emoji-ar --image $S/pipe"},
