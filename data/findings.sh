@@ -8,11 +8,12 @@
 # get them. Each run has its own folder under WORK. What was stopped goes on when the same line is given
 # again, and what is finished is skipped. PARTs, in this order unless named:
 #
-#   middle       a layer in the middle probes best                        (also on Fashion-MNIST)
+#   middle       a layer in the middle probes best
 #   tuning       fine-tuning against the probe, fresh weights and raw pixels, by number of labels
 #   bert         the other objective, probed and fine-tuned; both together (python3)
 #   loss         the better the loss, the better the probe: checkpoints of a run, and other sizes
 #   resolution   the larger the pictures, the better the probe
+#   fashion      a second opinion, of Fashion-MNIST: its probe by layer, and fine-tuned
 #
 # The first model has 16 pixels a side. The parts that compare many runs do so at 8, where each takes a fifth of
 # the time. Each call writes data/findings.csv anew, from all runs in WORK.
@@ -24,7 +25,8 @@ tree=$(cd "$(dirname "$0")/.." && pwd)
 igpt=$tree/igpt csv=$tree/data/findings.csv
 [ $# -gt 0 ] || { echo "usage: data/findings.sh WORK [PART ...]" >&2 && exit 2; }
 work=$(realpath -m "$1") && shift
-parts=${*:-middle tuning bert loss resolution}
+all_parts="middle tuning bert loss resolution fashion"
+parts=${*:-$all_parts}
 mkdir -p "$work"
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # others may use this machine, too
 make -s -C "$tree" igpt
@@ -171,8 +173,6 @@ for part in $parts; do
         pretrain_kept ar $px
         probe middle ar cifar-10k 0
         probe middle ar cifar 0
-        pretrain fashion-ar fashion ar $fashion_px $greys $fashion_layers $width
-        probe middle fashion-ar fashion 0
         ;;
     tuning)
         pretrain_kept $small $small_px
@@ -219,13 +219,18 @@ for part in $parts; do
             probe resolution ar-px-$n cifar-10k 0
         done
         ;;
+    fashion)
+        pretrain fashion-ar fashion ar $fashion_px $greys $fashion_layers $width
+        probe fashion fashion-ar fashion 0
+        tune fashion fashion-ar fashion 0 1
+        ;;
     *) echo "findings.sh: there is no part $part" && exit 2 ;;
     esac
 done
 
 {
     echo "$header"
-    for part in middle tuning bert loss resolution; do
+    for part in $all_parts; do
         for rows in */rows.csv; do grep "^$part," "$rows" || true; done
     done
 } >"$csv.part"
