@@ -13,7 +13,7 @@
 #   bert         the other objective, probed and fine-tuned; both together (python3)
 #   loss         the better the loss, the better the probe: checkpoints of a run, and other sizes
 #   resolution   the larger the pictures, the better the probe
-#   fashion      a second opinion, of Fashion-MNIST: its probe by layer, and fine-tuned
+#   fashion      a second opinion, on Fashion-MNIST: its probe by layer, and fine-tuned
 #
 # The first model has 16 pixels a side. The parts that compare many runs do so at 8, where each takes a fifth of
 # the time. Each call writes data/findings.csv anew, from all runs in WORK.
@@ -27,6 +27,12 @@ igpt=$tree/igpt csv=$tree/data/findings.csv
 work=$(realpath -m "$1") && shift
 all_parts="middle tuning bert loss resolution fashion"
 parts=${*:-$all_parts}
+for part in $parts; do
+    case " $all_parts " in
+    *" $part "*) ;;
+    *) echo "findings.sh: there is no part $part, but $all_parts" >&2 && exit 2 ;;
+    esac
+done
 mkdir -p "$work"
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # others may use this machine, too
 make -s -C "$tree" igpt
@@ -224,7 +230,6 @@ for part in $parts; do
         probe fashion fashion-ar fashion 0
         tune fashion fashion-ar fashion 0 1
         ;;
-    *) echo "findings.sh: there is no part $part" && exit 2 ;;
     esac
 done
 
