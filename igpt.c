@@ -2248,18 +2248,10 @@ static FILE *file_open(const char *path, const char *mode) { // "rb", or "wb" fo
     return f;
 }
 
-/* The files of a run's save take their names together, when all of them are on disk; until then
-   they wait in `dir`. kept: a fault leaves them there, since the run before them is gone. */
-static struct {
-    const char *dir; // NULL: no save is being written
-    int kept;
-} waiting;
-
 /* `bad`: the file is not what it should be, and the caller has said why. */
 static int file_finish(FILE *f, const char *path, int bad) {
     int broken = ferror(f) || fflush(f) || file_to_disk(f);
     if (fclose(f)) broken = 1;
-    if (!bad && !broken && waiting.dir) return 0;
     if (!bad && (broken || file_replace(hidden(path), path)))
         bad = fail("cannot write %s: %s", path, strerror(errno));
     if (bad) file_remove(hidden(path));
@@ -2966,19 +2958,21 @@ static int json_sizes(const char *value, Size *out, int most) {
     return n;
 }
 
-/* Write a string with its quotes. What is no UTF-8 (a folder's name can be anything) becomes
-   U+FFFD, so that the file stays JSON. */
-static void json_write_string(FILE *f, const char *string) {
+/* Write a string with its quotes to out, which has the room for it; returns its end. What is no
+   UTF-8 (a folder's name can be anything) becomes U+FFFD, so that the text stays JSON. */
+static Size json_room(const char *string) { return 6 * (Size)strlen(string) + 3; }
+
+static char *json_quote(char *out, const char *string) {
     uint32_t code;
-    fputc('"', f);
+    *out++ = '"';
     for (int n; *string; string += n ? n : 1) {
         n = utf8_length(string, &code);
-        if (!n) fputs("\xef\xbf\xbd", f);
-        else if ((uint8_t)*string < ' ') fprintf(f, "\\u%04x", (unsigned)*string);
-        else if (*string == '"' || *string == '\\') fprintf(f, "\\%c", *string);
-        else fwrite(string, 1, n, f);
+        if (!n) out += sprintf(out, "\xef\xbf\xbd");
+        else if ((uint8_t)*string < ' ') out += sprintf(out, "\\u%04x", (unsigned)*string);
+        else if (*string == '"' || *string == '\\') out += sprintf(out, "\\%c", *string);
+        else out += sprintf(out, "%.*s", n, string);
     }
-    fputc('"', f);
+    return strcpy(out, "\"") + 1;
 }
 
 /* Safetensors: 8 bytes hold the header's length, the header is a JSON object of tensors (dtype,
@@ -3159,40 +3153,47 @@ int safetensors_read(const Safetensors *s, const Stored *t, real *out, double *w
     return bad ? fail("%s: tensor %s: its data cannot be read", s->path, t->name) : 0;
 }
 
-/* The header, padded so that the data starts on a multiple of 8; its length goes in last. */
-static void header_write(FILE *f, const Stored *tensors, Size n, const char *const *metadata) {
-    uint8_t length[8] = {0};
-    Size reached = 0;
-    fwrite(length, 1, 8, f);
-    fputs(metadata ? "{\"__metadata__\":{" : "{", f);
+/* The header, padded so that the data starts on a multiple of 8; NULL: no memory. */
+static char *header_text(const Stored *tensors, Size n, const char *const *metadata) {
+    enum { NUMBERS = 300 }; // dtype, shape and offsets are shorter
+    Size room = 64, reached = 0;
+    for (int i = 0; metadata && metadata[i]; i++) room += json_room(metadata[i]) + 1;
+    for (const Stored *t = tensors; t < tensors + n; t++) room += json_room(t->name) + NUMBERS;
+    char *text = zalloc(room, 1), *end = text;
+    if (!text) return NULL;
+    end += sprintf(end, metadata ? "{\"__metadata__\":{" : "{");
     for (int i = 0; metadata && metadata[i]; i++) {
-        if (i) fputc(i % 2 ? ':' : ',', f);
-        json_write_string(f, metadata[i]);
+        if (i) *end++ = i % 2 ? ':' : ',';
+        end = json_quote(end, metadata[i]);
     }
-    if (metadata) fputs(n ? "}," : "}", f);
+    if (metadata) end += sprintf(end, n ? "}," : "}");
     for (const Stored *t = tensors; t < tensors + n; t++) {
         Size begin = reached;
         reached += shape_count(t->shape, t->n_dim) * dtypes[t->dtype].bytes;
-        json_write_string(f, t->name);
-        fprintf(f, ":{\"dtype\":\"%s\",\"shape\":[", dtypes[t->dtype].name);
-        for (int i = 0; i < t->n_dim; i++) fprintf(f, i ? ",%lld" : "%lld", t->shape[i]);
-        fprintf(f, "],\"data_offsets\":[%lld,%lld]}%s", begin, reached,
-                t + 1 < tensors + n ? "," : "");
+        end = json_quote(end, t->name);
+        end += sprintf(end, ":{\"dtype\":\"%s\",\"shape\":[", dtypes[t->dtype].name);
+        for (int i = 0; i < t->n_dim; i++) end += sprintf(end, i ? ",%lld" : "%lld", t->shape[i]);
+        end += sprintf(end, "],\"data_offsets\":[%lld,%lld]}%s", begin, reached,
+                       t + 1 < tensors + n ? "," : "");
     }
-    fputc('}', f);
-    while (!ferror(f) && ftello(f) % 8 > 0) fputc(' ', f);
-    put_int(length, (uint64_t)ftello(f) - 8, 8, LITTLE);
-    fseeko(f, 0, SEEK_SET); // rewind() would forget an error
-    fwrite(length, 1, 8, f);
-    fseeko(f, 0, SEEK_END);
+    *end++ = '}';
+    while ((end - text) % 8 > 0) *end++ = ' ';
+    return text;
 }
 
 int safetensors_write(const char *path, const Stored *tensors, Size n,
                       const char *const *metadata) {
     int bad = 0;
-    FILE *f = file_open(path, "wb");
+    uint8_t length[8];
+    char *header = header_text(tensors, n, metadata);
+    FILE *f = header ? file_open(path, "wb") : NULL;
+    if (f) {
+        put_int(length, strlen(header), 8, LITTLE);
+        fwrite(length, 1, 8, f);
+        fputs(header, f);
+    }
+    free(header);
     if (!f) return -1;
-    header_write(f, tensors, n, metadata);
     for (const Stored *t = tensors; t < tensors + n && !bad; t++) {
         Size count = shape_count(t->shape, t->n_dim);
         if (t->dtype > F16) bad = fail("%s: tensor %s: its dtype cannot be written", path, t->name);
@@ -3307,26 +3308,35 @@ static void config_fields(char fields[1024], const Config *c) {
              is_masked(c) ? "bert" : "ar");
 }
 
-static int config_save(const Model *m, const char *path) {
-    const Size C = m->config.n_class;
-    char fields[1024];
-    FILE *f = file_open(path, "wb");
-    if (!f) return -1;
-    fprintf(f, "{\n  \"architectures\": [\"ImageGPTFor%s\"],\n",
-            C ? "ImageClassification" : "CausalImageModeling");
-    fputs("  \"resid_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"attn_pdrop\": 0.0,\n", f);
+/* What config.json holds; NULL: no memory. */
+static char *config_text(const Model *m) {
+    const Size C = m->config.n_class, name = json_room("") + 6 * (Size)sizeof(ClassName) + 32;
+    char fields[1024], *text = zalloc(2048 + 2 * C * name, 1), *end = text;
+    if (!text) return NULL;
+    end += sprintf(end, "{\n  \"architectures\": [\"ImageGPTFor%s\"],\n",
+                   C ? "ImageClassification" : "CausalImageModeling");
+    end +=
+        sprintf(end, "  \"resid_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"attn_pdrop\": 0.0,\n");
     for (int inverse = 0; inverse < 2 && C; inverse++) {
-        fprintf(f, "  \"%s\": {", inverse ? "label2id" : "id2label");
+        end += sprintf(end, "  \"%s\": {", inverse ? "label2id" : "id2label");
         for (Size k = 0; k < C; k++) {
-            if (!inverse) fprintf(f, "\"%lld\": ", k);
-            json_write_string(f, m->class_names[k]);
-            if (inverse) fprintf(f, ": %lld", k);
-            fputs(k + 1 < C ? ", " : "},\n", f);
+            if (!inverse) end += sprintf(end, "\"%lld\": ", k);
+            end = json_quote(end, m->class_names[k]);
+            if (inverse) end += sprintf(end, ": %lld", k);
+            end += sprintf(end, k + 1 < C ? ", " : "},\n");
         }
     }
     config_fields(fields, &m->config);
-    fputs(fields + strlen("{\n"), f);
-    return file_finish(f, path, 0);
+    strcpy(end, fields + strlen("{\n"));
+    return text;
+}
+
+static int config_save(const Model *m, const char *path) {
+    char *text = config_text(m);
+    FILE *f = text ? file_open(path, "wb") : NULL;
+    if (f) fputs(text, f);
+    free(text);
+    return f ? file_finish(f, path, 0) : -1;
 }
 
 static int config_load(Config *c, const char *json, const char *path) {
@@ -3407,22 +3417,37 @@ int model_save(const Model *m, const char *dir, int dtype) {
     return bad ? -1 : 0;
 }
 
-/* Class names and palette. */
-static int model_fill(Model *m, const char *dir, const char *config) {
+/* A model of the sizes and class names in config.json's text, if its weights can be in that file.
+   Blocks have 12 d^2 of these, colours, positions and classes d, each of at least two bytes: no
+   memory for what cannot be there. */
+static int model_promised(Model *m, const char *json, const char *path, Size n_class,
+                          const Safetensors *weights) {
+    Config c;
     char text[24];
-    for (const char *id = json_first(json_get(config, "id2label")); id; id = json_next(id)) {
+    if (config_load(&c, json, path)) return -1;
+    c.n_class = n_class;
+    Size rows = 12 * c.n_layer * c.n_embd + c.n_vocab + positions(&c) + n_class;
+    if (rows * c.n_embd * 2 > weights->size)
+        return fail("%s: too small for the model that config.json promises", weights->path);
+    if (model_init(m, c)) return -1;
+    for (const char *id = json_first(json_get(json, "id2label")); id; id = json_next(id)) {
         long k = json_text(id, text, sizeof text) ? -1 : strtol(text, NULL, 10);
-        if (k < 0 || k >= m->config.n_class) continue;
-        json_text(json_value(id), m->class_names[k], sizeof(ClassName));
+        if (k >= 0 && k < n_class) json_text(json_value(id), m->class_names[k], sizeof(ClassName));
     }
-    Size K, wanted = m->config.n_vocab;
-    const char *path = file_in(dir, "preprocessor_config.json");
+    return 0;
+}
+
+static int palette_load(Model *m, const char *path) {
+    Size K;
     free(m->palette);
     m->palette = palette_read(path, &K);
-    if (m->palette && K != wanted)
-        return fail("%s: clusters has %lld colours, config.json expects %lld", path, K, wanted);
+    if (m->palette && K != m->config.n_vocab)
+        return fail("%s: clusters has %lld colours, config.json expects %lld", path, K,
+                    m->config.n_vocab);
     return m->palette ? 0 : -1;
 }
+
+static const char STATE[] = "train_state.safetensors"; // of the run that makes the model
 
 /* 0: this file of a model is there; else -1, what is there instead, and what to do about it. */
 static int model_lacks(const char *dir, const char *name) {
@@ -3440,11 +3465,9 @@ static int model_lacks(const char *dir, const char *name) {
                         "python -c \"import transformers as t; t.ImageGPTForCausalImageModeling."
                         "from_pretrained('.').save_pretrained('.', max_shard_size='99GB')\"",
                         dir, others[i]);
-    if (path_kind(file_in(dir, "train_state.safetensors.part")) != NOTHING)
-        return fail(
-            "%s holds what a save has left: train or finetune with --resume finishes it, if "
-            "all of it is there",
-            dir);
+    if (path_kind(file_in(dir, STATE)) != NOTHING)
+        return fail("%s holds a run whose save was cut off: train or finetune --resume goes on",
+                    dir);
     return fail("%s is not there: no model lies in that folder; `igpt train` makes one",
                 file_in(dir, name));
 }
@@ -3452,22 +3475,14 @@ static int model_lacks(const char *dir, const char *name) {
 int model_load(Model *m, const char *dir) {
     Safetensors weights = {.file = NULL};
     Stored score;
-    Config c = {0};
     *m = (Model){.n_tensors = 0};
     if (model_lacks(dir, "config.json") || model_lacks(dir, "model.safetensors")) return -1;
-    const char *path = file_in(dir, "config.json");
-    char *json = json_read(path, JSON_BYTES);
-    int bad = !json || config_load(&c, json, path) ||
-              safetensors_open(&weights, file_in(dir, "model.safetensors"));
-    if (!bad && safetensors_find(&weights, "score.weight", &score) && score.n_dim)
-        c.n_class = min(score.shape[0], NO_LABEL);
-    /* Blocks have 12 d^2 weights, colours, positions and classes d, each of at least two bytes: no
-       memory for what cannot be there. */
-    Size rows = 12 * c.n_layer * c.n_embd + c.n_vocab + positions(&c) + c.n_class;
-    Size least = rows * c.n_embd * 2;
-    if (!bad && least > weights.size)
-        bad = fail("%s: too small for the model that config.json promises", weights.path);
-    bad = bad || model_init(m, c) || weights_load(m, &weights) || model_fill(m, dir, json);
+    char *json = json_read(file_in(dir, "config.json"), JSON_BYTES);
+    int bad = !json || safetensors_open(&weights, file_in(dir, "model.safetensors"));
+    int has_score = !bad && safetensors_find(&weights, "score.weight", &score) && score.n_dim;
+    Size n_class = has_score ? min(score.shape[0], NO_LABEL) : 0;
+    bad = bad || model_promised(m, json, file_in(dir, "config.json"), n_class, &weights) ||
+          weights_load(m, &weights) || palette_load(m, file_in(dir, "preprocessor_config.json"));
     safetensors_close(&weights);
     free(json);
     if (bad) model_free(m);
@@ -3774,16 +3789,14 @@ static int takes_colour(void) {
            (!strcmp(is, "truecolor") || !strcmp(is, "24bit"));
 }
 
-/* All that a run writes: first what shows that a run or a model is there, then the rest of a save,
-   whose files get their names from the last to the first, since a state must not lack its model. */
-static const char STATE[] = "train_state.safetensors";
+/* All that a run writes; the first three show that a run or a model is there. */
+enum { MODEL_FILES = 3 };
 static const char *const run_files[] = {
     STATE,     "config.json", "model.safetensors", "preprocessor_config.json",
     "log.csv", "samples.png", "progress.png",      "loss.svg",
     NULL};
-enum { MODEL_FILES = 3, SAVE_FILES = 5 }; // so many of them, from the first
 
-/* End the command with a sentence for the person; what waits for its name is given up, or kept. */
+/* End the command with a sentence for the person. */
 PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     char text[sizeof last_error];
     va_list args;
@@ -3791,10 +3804,7 @@ PRINTF_LIKE static _Noreturn void stop(const char *format, ...) {
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     fail("%s%s%s", console.where ? console.where : "", console.where ? ": " : "", text);
-    fprintf(stderr, "%sigpt: %s%s\n", console.pending ? "\n" : "", error_text(),
-            waiting.kept ? "; what was to be saved waits for --resume" : "");
-    for (int i = 0; i < SAVE_FILES && waiting.dir && !waiting.kept; i++)
-        file_remove(hidden(file_in(waiting.dir, run_files[i])));
+    fprintf(stderr, "%sigpt: %s\n", console.pending ? "\n" : "", error_text());
     exit(1);
 }
 
@@ -4396,8 +4406,10 @@ typedef struct {
     Size line, n_drawn; // one test's, how many tests'
     double began;       // when this process would have begun, had it done all steps
     const char *words;  // the command line, for --resume
+    const char *config; // the model's config.json
+    Safetensors state;  // of the run that is resumed
     const char *dir;    // where to write: --out, also where it has been moved meanwhile
-    int saved;          // by this process
+    double n_saved;     // how often, by all processes
 } Run;
 
 /* Image number `index`, counted over all epochs, into place b of the pass, flipped at random,
@@ -4442,19 +4454,46 @@ static void train_step(Run *r) {
 }
 
 /* What --resume needs: the tensors that make up the state, for writing and reading. */
-enum { N_STATE = 5 };
+enum { N_STATE = 7 };
 
 static void state_list(const Run *r, Stored list[N_STATE]) {
     Size n = r->adam.n, k = r->fine ? 3 : 2; // moments, and the best weights, which lie behind them
-    const Stored all[N_STATE] = {{"params", REAL_DTYPE, 1, {n}, .data = r->adam.params},
-                                 {"moments", REAL_DTYPE, 2, {k, n}, .data = r->adam.first},
-                                 {"rows", F64, 2, {r->n_rows + 1, ROW}, .wide = &r->log->step},
-                                 {"best", F64, 1, {ROW}, .wide = &r->best.step},
-                                 {"drawn", REAL_DTYPE, 2, {r->n_drawn, r->line}, .data = r->drawn}};
+    const Stored all[N_STATE] = {
+        {"params", REAL_DTYPE, 1, {n}, .data = r->adam.params},
+        {"moments", REAL_DTYPE, 2, {k, n}, .data = r->adam.first},
+        {"palette", REAL_DTYPE, 2, {r->model.config.n_vocab, 3}, .data = r->model.palette},
+        {"rows", F64, 2, {r->n_rows + 1, ROW}, .wide = &r->log->step},
+        {"best", F64, 1, {ROW}, .wide = &r->best.step},
+        {"drawn", REAL_DTYPE, 2, {r->n_drawn, r->line}, .data = r->drawn},
+        {"saves", F64, 1, {1}, .wide = &r->n_saved}};
     memcpy(list, all, sizeof all);
 }
 
-static void state_load(Run *r, const Safetensors *file) {
+static void state_read(const Safetensors *file, const Stored *wanted) {
+    Stored found;
+    if (!safetensors_find(file, wanted->name, &found) || found.n_dim != wanted->n_dim ||
+        memcmp(found.shape, wanted->shape, sizeof found.shape))
+        stop("%s: tensor %s is missing or has not this run's shape", file->path, wanted->name);
+    need(!safetensors_read(file, &found, (real *)wanted->data, (double *)wanted->wide));
+}
+
+/* The model of a run that is resumed, but for its weights, which are read with the rest. */
+static void state_model(Model *m, const Safetensors *state) {
+    char *json = need_memory(state->start, 1); // as long as the header, at the most
+    Size n_class = 0;
+    if (safetensors_metadata(state, "config", json, state->start))
+        stop("%s: no config in it; is it another version's?", state->path);
+    need(!json_check(json, (Size)strlen(json), state->path));
+    for (const char *id = json_first(json_get(json, "id2label")); id; id = json_next(id)) n_class++;
+    need(!model_promised(m, json, state->path, n_class, state));
+    const Size K = m->config.n_vocab;
+    state_read(state, &(Stored){"palette", REAL_DTYPE, 2, {K, 3}, .data = m->palette});
+    for (Size i = 0; i < 3 * K; i++)
+        if (!(fabs((double)m->palette[i]) <= 1.001)) stop("%s: no palette in it", state->path);
+}
+
+static void state_load(Run *r) {
+    const Safetensors *file = &r->state;
     Stored list[N_STATE], found = {.n_dim = 0};
     if (safetensors_find(file, "rows", &found) && found.n_dim == 2 && found.shape[0] > 2 &&
         found.shape[1] == ROW) {
@@ -4463,15 +4502,11 @@ static void state_load(Run *r, const Safetensors *file) {
     }
     if (safetensors_find(file, "drawn", &found)) r->n_drawn = min(found.shape[0], SHEET_LINES);
     state_list(r, list);
-    for (Stored *s = list; s < list + N_STATE; s++) {
-        if (!safetensors_find(file, s->name, &found) || found.n_dim != s->n_dim ||
-            memcmp(found.shape, s->shape, s->n_dim * sizeof *s->shape))
-            stop("%s: tensor %s is missing or has not this run's shape", file->path, s->name);
-        need(!safetensors_read(file, &found, (real *)s->data, (double *)s->wide));
-    }
+    for (int i = 0; i < N_STATE; i++) state_read(file, &list[i]);
     const Row *now = &r->log[r->n_rows];
     int sound = isfinite(now->train.gen + now->train.clf) && r->best.held.accuracy >= -1 &&
-                r->best.held.accuracy <= 1 && r->best.step >= 0 && r->best.step <= now->step;
+                r->best.held.accuracy <= 1 && r->best.step >= 0 && r->best.step <= now->step &&
+                r->n_saved >= 0;
     for (Size i = 0; i <= r->n_rows && sound; i++) {
         const Row *row = &r->log[i];
         sound = row->step >= (i ? row[-1].step : 0) && row->step == floor(row->step) &&
@@ -4586,68 +4621,11 @@ static void need_room(Options *o, Config c) {
     model_free(&sizes);
 }
 
-/* Is there a model or a run, whole or what a kill or a fault has left of its save? */
+/* Is there a model or a run? */
 static int holds_model(const char *dir) {
-    int there = path_kind(hidden(file_in(dir, STATE))) != NOTHING;
-    for (int i = 0; i < MODEL_FILES && !there; i++)
-        there = path_kind(file_in(dir, run_files[i])) != NOTHING;
+    int there = 0;
+    for (int i = 0; i < MODEL_FILES; i++) there |= path_kind(file_in(dir, run_files[i])) != NOTHING;
     return there;
-}
-
-/* A run that --overwrite gives up stays until the new one's files are on disk. Then config.json
-   goes first, without which the folder does not load, and the state and the pictures follow, all
-   before any new file takes its name: no folder holds parts of two runs that load together. */
-static void save_clear(const char *dir) {
-    static const char *const going[] = {"config.json", STATE, "samples.png", "progress.png",
-                                        "loss.svg"};
-    for (size_t i = 0; i < sizeof going / sizeof *going; i++) {
-        const char *path = file_in(dir, going[i]);
-        file_remove(path);
-        int reason = errno;
-        if (path_kind(path) != NOTHING) stop("cannot remove %s: %s", path, strerror(reason));
-        waiting.kept = 1;
-    }
-}
-
-/* Let the files that wait take their names, the state last. */
-static void save_finish(const char *dir) {
-    for (int i = SAVE_FILES - 1; i >= 0; i--) {
-        const char *path = file_in(dir, run_files[i]);
-        if (path_kind(hidden(path)) != NOTHING && file_replace(hidden(path), path))
-            stop("cannot write %s: %s", path, strerror(errno));
-    }
-    waiting.dir = NULL;
-    waiting.kept = 0;
-}
-
-/* Has a kill left a save between its names? Then the old config.json has gone, or the new one has
-   come; and its state waits, whole, since that is written last and gets its name last. */
-static int save_was_cut(const char *dir) {
-    Safetensors state;
-    char command[16];
-    const char *path = hidden(file_in(dir, "config.json"));
-    if ((path_kind(path) != NOTHING) == (path_kind(file_in(dir, "config.json")) != NOTHING))
-        return 0;
-    path = hidden(file_in(dir, STATE));
-    if (path_kind(path) == NOTHING) return 0;
-    FILE *f = file_open(path, "rb");
-    need(f != NULL); // what cannot be looked at is not to be given up
-    fclose(f);
-    if (safetensors_open(&state, path)) {
-        say(NOTE, "what a save has left cannot be finished: %s", error_text());
-        return 0;
-    }
-    int bad = safetensors_metadata(&state, "command", command, sizeof command);
-    safetensors_close(&state);
-    return !bad;
-}
-
-/* Go on with it. What was to go first has gone where config.json has come. */
-static void save_recover(const char *dir) {
-    waiting.kept = 1;
-    if (path_kind(hidden(file_in(dir, "config.json"))) != NOTHING) save_clear(dir);
-    save_finish(dir);
-    say(NOTE, "%s: a save that was cut off is finished", dir);
 }
 
 /* Not to lose a run by typing its command again, nor a model that came from elsewhere. */
@@ -4656,8 +4634,7 @@ static void run_refuse(const Options *o) {
     char steps[32] = "?";
     if (o->resume || o->overwrite || !holds_model(o->out)) return;
     const char *path = file_in(o->out, STATE);
-    if (path_kind(path) == NOTHING)
-        stop("%s holds a model or what a save has left: --overwrite replaces it", o->out);
+    if (path_kind(path) == NOTHING) stop("%s holds a model: --overwrite replaces it", o->out);
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
     stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
          steps);
@@ -4675,7 +4652,6 @@ static void folder_take(const char *dir) {
 static void run_lock(const Options *o) {
     if (folder_is_locked || path_kind(o->out) != FOLDER) return;
     folder_take(o->out);
-    if (save_was_cut(o->out)) save_recover(o->out);
     run_refuse(o);
 }
 
@@ -4685,11 +4661,12 @@ static void run_load(Run *r) {
     Model *m = &r->model;
     Config config = config_of(o);
     const char *from = o->resume ? o->out : r->fine ? o->model : o->init;
-    if (from) {
-        need(!model_load(m, from));
-        options_follow(o, &m->config, from);
-        if (!has_lm_head(m)) say(NOTE, "%s has no lm_head.weight: it starts at zero", from);
-    } else need(!config_check(&config)); // before the work on a palette
+    if (o->resume) state_model(m, &r->state);
+    else if (from) need(!model_load(m, from));
+    else need(!config_check(&config)); // before the work on a palette
+    if (from) options_follow(o, &m->config, from);
+    if (from && !o->resume && !has_lm_head(m))
+        say(NOTE, "%s has no lm_head.weight: it starts at zero", from);
     need_masks(o, from ? &m->config : &config);
     need(!dataset_read(&r->data, o->data, o->n_px));
     say(NOTE, "%s: pictures: %lld for training, %lld for testing; classes: %lld; at %lld x %lld",
@@ -4697,7 +4674,6 @@ static void run_load(Run *r) {
     need_room(o, from ? m->config : config);
     need(!folder_make(o->out));
     run_lock(o);
-    // what a kill has left loses its state first: what then is left cannot pass for a save
     need_outputs(o->out, run_files);
     if (!from) {
         const real *colours = palette_make(o, &r->data.train);
@@ -4729,6 +4705,7 @@ static void run_open(Run *r) {
     o->shift = min(o->shift, o->n_px - 1);
     r->pass = pass_open(&r->model.config, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
     r->order = need_memory(r->train.n, sizeof *r->order);
+    need((r->config = config_text(&r->model)) != NULL);
     r->log = need_memory(2, sizeof *r->log);
     r->line = min(train_samples(o, &r->model.config), SHEET_COLUMNS) * o->n_px * o->n_px;
     r->drawn = need_memory(SHEET_LINES * r->line, sizeof *r->drawn);
@@ -4746,9 +4723,10 @@ static void need_finite(const Run *r, double value) {
     if (isfinite(value)) return;
     stop("step %.0f, learning rate %g: the run is no longer finite (%g). %s", now->step, now->lr,
          value,
-         r->saved || r->o->resume ? "The last save stays; go on from it with --resume and a lower "
-                                    "--lr, or start anew"
-                                  : "Nothing has been saved; start anew with a lower --lr");
+         r->n_saved > 0 || r->o->resume
+             ? "The last save stays; go on from it with --resume and a lower "
+               "--lr, or start anew"
+             : "Nothing has been saved; start anew with a lower --lr");
 }
 
 /* progress.png: the first pictures of every test, a line each, so that one sees the run learn:
@@ -4820,15 +4798,17 @@ static void run_report(Run *r, int testing) {
     if (testing) loss_chart(r, file_in(r->dir, "loss.svg"));
 }
 
-/* Write all that --resume and the other commands need. */
+/* The state comes first: it is one file, which takes its name at once, and has all that --resume
+   needs. Before a run's first save another model may lie there, which --overwrite gives up: its
+   config.json goes, without which the folder does not load, and the new one comes behind the other
+   files. So no folder holds parts of two runs that load together. */
 static void run_save(Run *r) {
+    static const char *const old[] = {"config.json", "samples.png", "progress.png", "loss.svg"};
     char step[32];
     const char *metadata[] = {"command", r->o->command->name, "words", r->words, "step", step,
-                              NULL};
+                              "config",  r->config,           NULL};
     Stored list[N_STATE];
     Row *now = &r->log[r->n_rows];
-    const char *dir = r->dir;
-    int replaces = !r->saved && !r->o->resume && holds_model(dir); // before this save's parts
     snprintf(step, sizeof step, "%.0f", now->step);
     for (Size i = 0; i < r->adam.n; i++) {
         need_finite(r, (double)r->adam.params[i]);
@@ -4836,13 +4816,16 @@ static void run_save(Run *r) {
     }
     now->seconds = seconds_now() - r->began;
     state_list(r, list);
-    waiting.dir = dir;
-    need(!model_save(&r->result, dir, r->o->f16 ? F16 : REAL_DTYPE));
-    log_write(r, file_in(dir, "log.csv"));
-    need(!safetensors_write(file_in(dir, STATE), list, N_STATE, metadata));
-    if (replaces) save_clear(dir);
-    save_finish(dir);
-    r->saved = 1;
+    need(!safetensors_write(file_in(r->dir, STATE), list, N_STATE, metadata));
+    for (int i = 0; i < 4 && r->n_saved == 0; i++) {
+        const char *path = file_in(r->dir, old[i]);
+        file_remove(path);
+        int reason = errno;
+        if (path_kind(path) != NOTHING) stop("cannot remove %s: %s", path, strerror(reason));
+    }
+    need(!model_save(&r->result, r->dir, r->o->f16 ? F16 : REAL_DTYPE));
+    log_write(r, file_in(r->dir, "log.csv"));
+    r->n_saved++;
 }
 
 /* A report of the last step is made if it is due and has not been made, as in a run that was
@@ -4858,11 +4841,11 @@ static void run_steps(Run *r) {
         const Row *row = &r->log[r->n_rows];
         int last = done >= o->steps, testing = last || done % o->eval_every == 0;
         int due = row->step > row[-1].step || (last && !isfinite(row[-1].held.gen));
-        if (due && testing && !r->saved) run_save(r);
+        if (due && testing && r->n_saved == 0) run_save(r);
         if (due && (testing || done % log_every == 0)) run_report(r, testing);
         int halt = interrupted; // read once: a signal may come between the two uses
         int saving = last || done % o->save_every == 0;
-        if (halt || ((done > from || due) && saving)) run_save(r);
+        if (halt || last || ((done > from || due) && saving)) run_save(r);
         if (halt)
             stop(
                 "stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out \"%s\"",
@@ -4920,7 +4903,6 @@ static const char *run_reopen(Options *o, Safetensors *state) {
 }
 
 static void command_train(Options *o) { // and finetune
-    Safetensors state;
     Run run = {.o = o, .fine = o->command->bit == FINETUNE, .epoch = -1};
     char derived[256];
     const char *saved = derived;
@@ -4928,7 +4910,7 @@ static void command_train(Options *o) { // and finetune
         stop("--palette, --init and --resume cannot go together: each of them brings a palette");
     if (o->resume && o->overwrite) stop("--resume and --overwrite cannot go together");
     run_lock(o);
-    if (o->resume) saved = run_reopen(o, &state);
+    if (o->resume) saved = run_reopen(o, &run.state);
     if (!run.fine) o->gen_weight = 1;
     run_load(&run);
     run_open(&run);
@@ -4942,8 +4924,8 @@ static void command_train(Options *o) { // and finetune
         o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
         train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
     if (o->resume) {
-        state_load(&run, &state);
-        safetensors_close(&state);
+        state_load(&run);
+        safetensors_close(&run.state);
     }
     run.dir = folder_enter(console.where = o->out); // all other files have been read
     run_steps(&run);
@@ -5111,10 +5093,7 @@ static void command_palette(Options *o) {
     need(!folder_make(o->out));
     folder_take(o->out);
     if (holds_model(o->out))
-        stop(
-            "%s holds a model, whose palette belongs to its weights, or what a save has left: take "
-            "another --out",
-            o->out);
+        stop("%s holds a model, whose palette belongs to its weights: take another --out", o->out);
     need(!dataset_read(&data, o->data, o->n_px));
     need_outputs(o->out, (const char *[]){"preprocessor_config.json", "palette.png", NULL});
     const Images *test = &data.test;

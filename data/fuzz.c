@@ -134,15 +134,17 @@ static Run run_new(Options *o, int fine) {
 
 /* The state of such a run after two steps. */
 static void state_make(const char *path, int fine) {
-    const char *metadata[] = {"command", fine ? "finetune" : "train", "words", "--steps\n4\n",
-                              NULL};
     Stored list[N_STATE];
     Run r = run_new(NULL, fine);
+    char *config = config_text(&r.model);
+    const char *metadata[] = {
+        "command", fine ? "finetune" : "train", "words", "--steps\n4\n", "config", config, NULL};
     for (r.n_rows = 1; r.n_rows < 3; r.n_rows++)
         r.log[r.n_rows] = (Row){(double)r.n_rows, 0.5, 1e-3, {2, 1, NAN}, {1.5, NAN, 0.25}};
     r.log[r.n_rows].step = 2;
     state_list(&r, list);
     insist(!safetensors_write(path, list, N_STATE, metadata));
+    free(config);
     free(r.log);
     free(r.adam.grads);
 }
@@ -330,8 +332,12 @@ static int state_refused(const char *folder, int fine, Safetensors *state) {
     insist(!options_all(&o, &commands[fine], words, 2, ""));
     insist(commands[fine].bit == (fine ? FINETUNE : TRAIN));
     run_reopen(&o, state);
-    Run r = run_new(&o, fine);
-    state_load(&r, state);
+    Model promised;
+    state_model(&promised, state);
+    insist(!config_check(&promised.config));
+    Run r = run_new(&o, fine); // a state that is of another model does not fit
+    r.state = *state;
+    state_load(&r);
     safetensors_close(state);
     insist(r.n_rows >= 1 && r.log[r.n_rows].step <= INT_MAX / 2);
     char *path = scratch_path("state/written");

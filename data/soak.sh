@@ -6,10 +6,8 @@
 #
 # Tiny runs of ./igpt are stopped by signals at random times and by a limit on the size of files; and with
 # strace, where it is there, killed at a chosen system call, or given an error by one. After each: a folder
-# with a state loads (unless --overwrite was cut off, which --resume finishes); a command that failed said one
-# sentence, exited with 1 and left no .part file (but where --overwrite has given up the run of before: what
-# has no name yet waits); and the run, resumed, or begun anew where it had not saved yet, ends with the bytes of
-# one that was never stopped.
+# with a model loads; a command that failed said one sentence, exited with 1 and left no .part file; and the run,
+# resumed, or begun anew where it had not saved yet, ends with the bytes of one that was never stopped.
 # Prints how often; exit status 1 if anything was otherwise. A SEED repeats all but the random times. Bash 5.
 set -u
 cd "$(dirname "$0")/.."
@@ -47,8 +45,7 @@ wrong() {
     ls -l "$out" 2>/dev/null | sed 's/^/    /'
 }
 no_part() {
-    [ -z "$(find "$out" -name '*.part' 2>/dev/null)" ] || grep -q 'waits for --resume' "$work/said" ||
-        wrong "left a .part file"
+    [ -z "$(find "$out" -name '*.part' 2>/dev/null)" ] || wrong "left a .part file"
 }
 sentence() { # the command failed as it should
     [ $status -eq 1 ] || wrong "exit status $status"
@@ -64,12 +61,11 @@ begin() {
     anew
 }
 anew() { pick 1 2 && words="${line[$kind]} --quiet --threads $picked --out $out"; }
-cut() { [ $kind = over ] && [ ! -e "$out/config.json" ] && [ -e "$out/config.json.part" ]; }
 proceed() {
-    if ! cut && [ $kind = over ] && cmp -s {"$work/ar","$out"}/train_state.safetensors; then
+    if [ $kind = over ] && cmp -s {"$work/ar","$out"}/train_state.safetensors; then
         cmp {"$work/ar","$out"}/model.safetensors >"$work/said" 2>&1 || wrong "its model is another's"
         anew
-    elif [ -e "$out/train_state.safetensors" ] || [ $kind = over ]; then
+    elif [ -e "$out/train_state.safetensors" ]; then
         pick 1 2 && words="${line[$kind]%% *} --resume --quiet --threads $picked --out $out"
     else begin; fi
 }
@@ -85,7 +81,7 @@ ended() { wait $child 2>/dev/null; status=$? child=""; }
 
 # What a stopped command left loads, and leads to the reference's bytes.
 check() {
-    if [ -e "$out/train_state.safetensors" ] && ! cut; then
+    if [ -e "$out/config.json" ]; then
         words="eval --quiet --threads 1 --model $out" && igpt || wrong "does not load"
     fi
     proceed
