@@ -2958,10 +2958,11 @@ static int json_sizes(const char *value, Size *out, int most) {
     return n;
 }
 
-/* Write a string with its quotes to out, which has the room for it; returns its end. What is no
-   UTF-8 (a folder's name can be anything) becomes U+FFFD, so that the text stays JSON. */
+/* The most bytes that a string takes with its quotes and escapes, each at most 6, and its zero. */
 static Size json_room(const char *string) { return 6 * (Size)strlen(string) + 3; }
 
+/* Write it so to out; returns its end. What is no UTF-8 (a folder's name can be anything) becomes
+   U+FFFD, so that the text stays JSON. */
 static char *json_quote(char *out, const char *string) {
     uint32_t code;
     *out++ = '"';
@@ -4660,22 +4661,23 @@ static void run_load(Run *r) {
     Options *o = r->o;
     Model *m = &r->model;
     Config config = config_of(o);
-    const char *from = o->resume ? o->out : r->fine ? o->model : o->init;
+    const char *from = r->fine ? o->model : o->init;
+    int is_new = !o->resume && !from; // the model: its palette and weights are yet to be made
     if (o->resume) state_model(m, &r->state);
     else if (from) need(!model_load(m, from));
     else need(!config_check(&config)); // before the work on a palette
-    if (from) options_follow(o, &m->config, from);
-    if (from && !o->resume && !has_lm_head(m))
+    if (!is_new) options_follow(o, &m->config, o->resume ? o->out : from);
+    if (!is_new && !o->resume && !has_lm_head(m))
         say(NOTE, "%s has no lm_head.weight: it starts at zero", from);
-    need_masks(o, from ? &m->config : &config);
+    need_masks(o, is_new ? &config : &m->config);
     need(!dataset_read(&r->data, o->data, o->n_px));
     say(NOTE, "%s: pictures: %lld for training, %lld for testing; classes: %lld; at %lld x %lld",
         o->data, r->data.train.n, r->data.test.n, r->data.n_class, o->n_px, o->n_px);
-    need_room(o, from ? m->config : config);
+    need_room(o, is_new ? config : m->config);
     need(!folder_make(o->out));
     run_lock(o);
     need_outputs(o->out, run_files);
-    if (!from) {
+    if (is_new) {
         const real *colours = palette_make(o, &r->data.train);
         need_room(o, config_of(o)); // a file's palette has its own size
         need(!model_init(m, config_of(o)));
@@ -4689,7 +4691,7 @@ static void run_load(Run *r) {
     if (!r->train.n || !r->held.n)
         stop("%s: pictures left: %lld for training, %lld for %s", o->data, r->train.n, r->held.n,
              r->fine ? "validation" : "tests");
-    if (!from || o->from_scratch) model_randomise(m, o->seed);
+    if (is_new || o->from_scratch) model_randomise(m, o->seed);
     need(!images_quantise(&r->data.train, m->palette, o->n_vocab));
     need(!images_quantise(&r->data.test, m->palette, o->n_vocab));
 }
