@@ -3122,6 +3122,8 @@ static double decode(int dtype, uint64_t bits) {
     return low == half ? x : -x;
 }
 
+enum { F16_LIMIT = 65520 }; // half way from the largest, 65504, to 65536
+
 /* The other way, to the nearest; of F16, ties to even: x in units of the last place that its
    exponent leaves. A unit too many carries into the exponent, as it should. */
 static uint64_t encode(int dtype, double x) {
@@ -3130,9 +3132,9 @@ static uint64_t encode(int dtype, double x) {
     if (dtype == F64) return (Number){.wide = x}.wide_bits;
     if (dtype == F32) return (Number){.single = (float)x}.single_bits;
     if (isnan(x)) return sign | 0x7e00;
-    if (fabs(x) >= 65520) return sign | 0x7c00;   // half way from the largest, 65504, to 65536
-    frexp(x, &exponent);                          // 2^(exponent - 1) <= |x|
-    if (x == 0 || exponent < -13) exponent = -13; // subnormals share the smallest unit
+    if (fabs(x) >= F16_LIMIT) return sign | 0x7c00;
+    frexp(x, &exponent);                                       // 2^(exponent - 1) <= |x|
+    if (x == 0 || exponent < -13) exponent = -13;              // subnormals share the smallest unit
     int units = (int)nearbyint(ldexp(fabs(x), 11 - exponent)); // 1024 .. 2048, or subnormal
     return sign | (uint64_t)(((exponent + 14) << 10) + units - 1024);
 }
@@ -3187,7 +3189,10 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
     int bad = 0;
     uint8_t length[8];
     char *header = header_text(tensors, n, metadata);
-    FILE *f = header ? file_open(path, "wb") : NULL;
+    FILE *f = NULL;
+    if (header && strlen(header) > JSON_BYTES)
+        fail("%s: its header would be larger than %d bytes", path, JSON_BYTES);
+    else if (header) f = file_open(path, "wb");
     if (f) {
         put_int(length, strlen(header), 8, LITTLE);
         fwrite(length, 1, 8, f);
@@ -3311,8 +3316,10 @@ static void config_fields(char fields[1024], const Config *c) {
 
 /* What config.json holds; NULL: no memory. */
 static char *config_text(const Model *m) {
-    const Size C = m->config.n_class, name = json_room("") + 6 * (Size)sizeof(ClassName) + 32;
-    char fields[1024], *text = zalloc(2048 + 2 * C * name, 1), *end = text;
+    const Size C = m->config.n_class;
+    Size room = 2048;
+    for (Size k = 0; k < C; k++) room += 2 * (json_room(m->class_names[k]) + 32);
+    char fields[1024], *text = zalloc(room, 1), *end = text;
     if (!text) return NULL;
     end += sprintf(end, "{\n  \"architectures\": [\"ImageGPTFor%s\"],\n",
                    C ? "ImageClassification" : "CausalImageModeling");
@@ -3429,7 +3436,7 @@ static int model_promised(Model *m, const char *json, const char *path, Size n_c
     c.n_class = n_class;
     Size rows = 12 * c.n_layer * c.n_embd + c.n_vocab + positions(&c) + n_class;
     if (rows * c.n_embd * 2 > weights->size)
-        return fail("%s: too small for the model that config.json promises", weights->path);
+        return fail("%s: too small for the model that its config promises", weights->path);
     if (model_init(m, c)) return -1;
     for (const char *id = json_first(json_get(json, "id2label")); id; id = json_next(id)) {
         long k = json_text(id, text, sizeof text) ? -1 : strtol(text, NULL, 10);
@@ -4410,7 +4417,7 @@ typedef struct {
     const char *config; // the model's config.json
     Safetensors state;  // of the run that is resumed
     const char *dir;    // where to write: --out, also where it has been moved meanwhile
-    double n_saved;     // how often, by all processes
+    double n_saved;     // how often; 0: what lies in the folder may be another run's
 } Run;
 
 /* Image number `index`, counted over all epochs, into place b of the pass, flipped at random,
@@ -4490,7 +4497,8 @@ static void state_model(Model *m, const Safetensors *state) {
     const Size K = m->config.n_vocab;
     state_read(state, &(Stored){"palette", REAL_DTYPE, 2, {K, 3}, .data = m->palette});
     for (Size i = 0; i < 3 * K; i++)
-        if (!(fabs((double)m->palette[i]) <= 1.001)) stop("%s: no palette in it", state->path);
+        if (!(fabs((double)m->palette[i]) <= 1.001))
+            stop("%s: its palette is not of -1 to 1", state->path);
 }
 
 static void state_load(Run *r) {
@@ -4656,7 +4664,7 @@ static void run_lock(const Options *o) {
     run_refuse(o);
 }
 
-/* The model, of a directory or a new one, and the pictures as its tokens. */
+/* The model, of a state, of a directory or a new one, and the pictures as its tokens. */
 static void run_load(Run *r) {
     Options *o = r->o;
     Model *m = &r->model;
@@ -4805,7 +4813,8 @@ static void run_report(Run *r, int testing) {
    config.json goes, without which the folder does not load, and the new one comes behind the other
    files. So no folder holds parts of two runs that load together. */
 static void run_save(Run *r) {
-    static const char *const old[] = {"config.json", "samples.png", "progress.png", "loss.svg"};
+    static const char *const old[] = {"config.json", "samples.png", "progress.png", "loss.svg",
+                                      NULL};
     char step[32];
     const char *metadata[] = {"command", r->o->command->name, "words", r->words, "step", step,
                               "config",  r->config,           NULL};
@@ -4815,24 +4824,28 @@ static void run_save(Run *r) {
     for (Size i = 0; i < r->adam.n; i++) {
         need_finite(r, (double)r->adam.params[i]);
         need_finite(r, (double)r->adam.second[i]);
+        if (r->o->f16 && fabs((double)r->result.params[i]) >= F16_LIMIT)
+            stop("step %.0f: a weight is %g, too large for F16", now->step,
+                 (double)r->result.params[i]);
     }
     now->seconds = seconds_now() - r->began;
     state_list(r, list);
     need(!safetensors_write(file_in(r->dir, STATE), list, N_STATE, metadata));
-    for (int i = 0; i < 4 && r->n_saved == 0; i++) {
+    for (int i = 0; old[i] && r->n_saved == 0; i++) {
         const char *path = file_in(r->dir, old[i]);
         file_remove(path);
         int reason = errno;
         if (path_kind(path) != NOTHING) stop("cannot remove %s: %s", path, strerror(reason));
     }
-    need(!model_save(&r->result, r->dir, r->o->f16 ? F16 : REAL_DTYPE));
     log_write(r, file_in(r->dir, "log.csv"));
+    need(!model_save(&r->result, r->dir, r->o->f16 ? F16 : REAL_DTYPE));
     r->n_saved++;
 }
 
 /* A report of the last step is made if it is due and has not been made, as in a run that was
    interrupted while it was tested. A run is saved before its first test, which is where memory or
-   disk may turn out too small, and whose pictures are not to lie beside another run's state. */
+   disk may turn out too small, and whose pictures are not to lie beside another run's state. The end
+   is always saved: a kill may have left the last state without its model. */
 static void run_steps(Run *r) {
     const Options *o = r->o;
     Size log_every = ceil_div(o->steps, LOG_ROWS), from = (Size)r->log[r->n_rows].step;
@@ -4846,7 +4859,7 @@ static void run_steps(Run *r) {
         if (due && testing && r->n_saved == 0) run_save(r);
         if (due && (testing || done % log_every == 0)) run_report(r, testing);
         int halt = interrupted; // read once: a signal may come between the two uses
-        int saving = last || done % o->save_every == 0;
+        int saving = done % o->save_every == 0;
         if (halt || last || ((done > from || due) && saving)) run_save(r);
         if (halt)
             stop(

@@ -87,10 +87,11 @@ run() { # name, words
 saved_step() {
     head -c 4000 "$1/train_state.safetensors" 2>/dev/null | grep -ao '"step":"[0-9]*"' | tr -cd 0-9
 }
-keep() { # a state is written after its model: the same step before and after is that model's
+keep() { # a save begins with the state and ends with config.json
     local step=$(saved_step "$1") copy
     copy=$1-$step
     [ -n "$step" ] && [ $((step % KEEP)) -eq 0 ] && [ ! -e "$copy" ] || return 0
+    [ "$1/config.json" -nt "$1/train_state.safetensors" ] || return 0
     mkdir -p "$copy.part"
     cp "$1"/{model.safetensors,config.json,preprocessor_config.json} "$copy.part"
     [ "$(saved_step "$1")" = "$step" ] || return 0
