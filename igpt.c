@@ -3206,7 +3206,7 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
         for (Size i = 0; i < count && !bad && !ferror(f); i++) {
             double x = t->data ? (double)t->data[i] : t->wide ? t->wide[i] : 0;
             uint64_t bits = encode(t->dtype, x);
-            if (t->dtype == F16 && isfinite(x) && (bits & 0x7fff) == 0x7c00)
+            if (t->dtype == F16 && isfinite(x) && fabs(x) >= F16_LIMIT)
                 bad = fail("%s: tensor %s: %g is too large for F16", path, t->name, x);
             for (int b = 0; b < dtypes[t->dtype].bytes; b++) // f remembers where that fails
                 putc_unlocked((int)(bits >> 8 * b & 0xff), f);
@@ -3387,6 +3387,8 @@ int palette_save(const char *path, const real *palette, Size K, Size n_px) {
     return file_finish(f, path, 0);
 }
 
+static int is_shade(real v) { return fabs((double)v) <= 1.001; } // -1 to 1, but for rounding
+
 real *palette_read(const char *path, Size *K) {
     enum { MOST_COLOURS = 65535 };
     char *json = json_read(path, JSON_BYTES);
@@ -3398,7 +3400,7 @@ real *palette_read(const char *path, Size *K) {
         real *rgb = palette + 3 * *K;
         for (int c = 0; c < 3; c++, number = json_next(number)) {
             rgb[c] = (real)json_number(number);
-            if (!(fabs((double)rgb[c]) <= 1.001)) bad = 1; // but for rounding
+            if (!is_shade(rgb[c])) bad = 1;
         }
         if (number || *K == MOST_COLOURS) bad = 1;
         if (!bad) ++*K;
@@ -4467,9 +4469,9 @@ enum { N_STATE = 7 };
 static void state_list(const Run *r, Stored list[N_STATE]) {
     Size n = r->adam.n, k = r->fine ? 3 : 2; // moments, and the best weights, which lie behind them
     const Stored all[N_STATE] = {
+        {"palette", REAL_DTYPE, 2, {r->model.config.n_vocab, 3}, .data = r->model.palette},
         {"params", REAL_DTYPE, 1, {n}, .data = r->adam.params},
         {"moments", REAL_DTYPE, 2, {k, n}, .data = r->adam.first},
-        {"palette", REAL_DTYPE, 2, {r->model.config.n_vocab, 3}, .data = r->model.palette},
         {"rows", F64, 2, {r->n_rows + 1, ROW}, .wide = &r->log->step},
         {"best", F64, 1, {ROW}, .wide = &r->best.step},
         {"drawn", REAL_DTYPE, 2, {r->n_drawn, r->line}, .data = r->drawn},
@@ -4497,8 +4499,7 @@ static void state_model(Model *m, const Safetensors *state) {
     const Size K = m->config.n_vocab;
     state_read(state, &(Stored){"palette", REAL_DTYPE, 2, {K, 3}, .data = m->palette});
     for (Size i = 0; i < 3 * K; i++)
-        if (!(fabs((double)m->palette[i]) <= 1.001))
-            stop("%s: its palette is not of -1 to 1", state->path);
+        if (!is_shade(m->palette[i])) stop("%s: its palette is not of -1 to 1", state->path);
 }
 
 static void state_load(Run *r) {
@@ -4511,7 +4512,7 @@ static void state_load(Run *r) {
     }
     if (safetensors_find(file, "drawn", &found)) r->n_drawn = min(found.shape[0], SHEET_LINES);
     state_list(r, list);
-    for (int i = 0; i < N_STATE; i++) state_read(file, &list[i]);
+    for (int i = 1; i < N_STATE; i++) state_read(file, &list[i]); // the palette has been read
     const Row *now = &r->log[r->n_rows];
     int sound = isfinite(now->train.gen + now->train.clf) && r->best.held.accuracy >= -1 &&
                 r->best.held.accuracy <= 1 && r->best.step >= 0 && r->best.step <= now->step &&
