@@ -31,8 +31,8 @@ try = $(shell echo 'int main(void){return 0;}' | $(CC) $(1) -x c - -o /dev/null 
 OPENMP := $(or $(call try,-fopenmp),$(call try,-fopenmp-simd),-Wno-unknown-pragmas)
 # Vectors as wide as the machine has (compilers shy away from 64 bytes of their own accord).
 WIDE := $(call try,-mprefer-vector-width=512)
-# sqrt need not set errno, and ?: may be computed without a branch: both leave every result as it is.
-FLAGS := -std=gnu11 $(CFLAGS) $(call try,$(ARCH)) $(SSE) $(WIDE) -fno-math-errno -fno-trapping-math $(WARN) $(OPENMP)
+# sqrt need not set errno: gcc learns that from igpt.c, clang from here.
+FLAGS := -std=gnu11 $(CFLAGS) $(call try,$(ARCH)) $(SSE) $(WIDE) -fno-math-errno $(WARN) $(OPENMP)
 LIBRARY = $(FLAGS) -DIGPT_NO_MAIN -I.
 
 igpt: igpt.c igpt.h .built-with

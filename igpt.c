@@ -23,6 +23,13 @@
    positions, K colours, d = n_embd, H heads of hs = d / H, L layers, C classes; (B, T, d) is
    row-major; x' is the transpose of x, dx the derivative of the loss by x. */
 
+/* sqrt need not set errno, and ?: may be computed without a branch: results stay as they are, but
+   loops become vectors, and training half as fast again. clang does without the pragma. */
+#if defined __GNUC__ && !defined __clang__
+#    pragma GCC push_options // until this file's end: others may include it
+#    pragma GCC optimize("no-math-errno", "no-trapping-math")
+#endif
+
 #define _DEFAULT_SOURCE 1        // with -std=c11, too, the C library shows what POSIX has
 #define _FILE_OFFSET_BITS 64     // files beyond 2 GB on 32-bit machines
 #define __USE_MINGW_ANSI_STDIO 1 // Windows: printf as C has it
@@ -5475,3 +5482,7 @@ int main(int argc, char **argv) {
 }
 
 #endif // IGPT_NO_MAIN
+
+#if defined __GNUC__ && !defined __clang__
+#    pragma GCC pop_options
+#endif
