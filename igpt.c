@@ -2931,22 +2931,12 @@ double json_number(const char *value) {
     return *value == '-' || (*value >= '0' && *value <= '9') ? strtod(value, NULL) : NAN;
 }
 
-/* Is a string, with its quotes and escapes, this text? */
-static int json_is(const char *string, const char *text) {
-    uint32_t is = 0, wanted;
-    for (string++; *string != '"';) {
-        string += json_character(string, &is);
-        text += utf8_length(text, &wanted);
-        if (is != wanted) return 0; // also where the text has ended, which counts as 0
-    }
-    return !*text;
-}
-
 const char *json_get(const char *value, const char *key) {
     const char *found = NULL;
+    char name[1024];
     if (!value || *json_space(value) != '{') return NULL;
     for (const char *item = json_first(value); item; item = json_next(item))
-        if (json_is(item, key)) found = json_value(item);
+        if (!json_text(item, name, sizeof name) && !strcmp(name, key)) found = json_value(item);
     return found;
 }
 
