@@ -23,8 +23,8 @@
    positions, K colours, d = n_embd, H heads of hs = d / H, L layers, C classes; (B, T, d) is
    row-major; x' is the transpose of x, dx the derivative of the loss by x. */
 
-/* sqrt need not set errno, and ?: may be computed without a branch: results stay as they are, but
-   loops become vectors, and training half as fast again. clang does without the pragma. */
+/* sqrt need not set errno, and ?: may be computed without a branch: no operation gives another
+   result, but loops become vectors, and training is half as fast again. clang needs no pragma. */
 #if defined __GNUC__ && !defined __clang__
 #    pragma GCC push_options // until this file's end: others may include it
 #    pragma GCC optimize("no-math-errno", "no-trapping-math")
@@ -4842,8 +4842,8 @@ static void run_save(Run *r) {
 
 /* A report of the last step is made if it is due and has not been made, as in a run that was
    interrupted while it was tested. A run is saved before its first test, which is where memory or
-   disk may turn out too small, and whose pictures are not to lie beside another run's state. The end
-   is always saved: a kill may have left the last state without its model. */
+   disk may turn out too small, and whose pictures are not to lie beside another run's state. The
+   end is always saved: a kill may have left the last state without its model. */
 static void run_steps(Run *r) {
     const Options *o = r->o;
     Size log_every = ceil_div(o->steps, LOG_ROWS), from = (Size)r->log[r->n_rows].step;

@@ -385,7 +385,7 @@ IGPT_API int labels_split(const Images *set, Size n_class, Size per_class, uint6
    at most `most` bytes, to be given back with free(). From then on a value is a pointer to its
    first character; NULL is none, in and out.
 
-   json_get     the value of an object's key, below 1024 bytes; of equal keys the last one counts
+   json_get     the value of a key (below 1024 bytes); of equal ones the last counts, as in Python
    json_first   the first item of an array, or key of an object
    json_next    the item or key after this one
    json_value   what stands behind a key

@@ -14,7 +14,7 @@ trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive TMPDIR=$work
 cc=${CC:-cc} wanted="$*" failed=0 skipped=""
 flags="-std=gnu11 -fno-math-errno -Wno-unknown-pragmas -I. -g -O2"
-asked="-std=gnu11 -fno-math-errno -I. -Wno-unknown-pragmas" # of the analysers: without OpenMP, whose pragmas they cannot follow
+asked="-std=gnu11 -I. -Wno-unknown-pragmas" # of the analysers: without OpenMP, whose pragmas they cannot follow
 
 is_wanted() {
     [ -z "$wanted" ] && return 0

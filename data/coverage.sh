@@ -18,7 +18,7 @@ work=$(mktemp -d) && work=$(cd "$work" && pwd -P) || exit 1
 trap 'rm -rf "$work"' EXIT
 cp -r igpt.c igpt.h test_igpt.c data "$work" && cd "$work" || exit 1
 
-flags="-std=gnu11 -fno-math-errno -O2 -Wno-unknown-pragmas -I."
+flags="-std=gnu11 -O2 -Wno-unknown-pragmas -I."
 for flag in -march=native -mprefer-vector-width=512 -fopenmp; do
     echo 'int main(void){return 0;}' | gcc $flag -x c - -o tried 2>/dev/null && flags="$flags $flag"
 done
