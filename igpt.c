@@ -1912,9 +1912,8 @@ Sampler *sampler_new(const Config *c, Size B) {
     return fail("only a model trained with L_AR can draw pictures, this one is BERT"), NULL;
 }
 
-/* Logits for position t; the token before it of image b is previous[b * step]. */
-static real *sampler_feed(const Model *m, Sampler *s, Size t, const uint16_t *previous, Size step,
-                          Size B) {
+real *sampler_step(const Model *m, Sampler *s, Size t, const uint16_t *previous, Size step,
+                   Size B) {
     Size d = m->config.n_embd;
     const real *wte = weight(m, WTE, 0).data, *wpe = weight(m, WPE, 0).data + t * d;
     for (Size b = 0; b < B; b++) {
@@ -1924,10 +1923,6 @@ static real *sampler_feed(const Model *m, Sampler *s, Size t, const uint16_t *pr
     s->t = t;
     model_blocks(m, s, B);
     return model_logits(m, s, B);
-}
-
-const real *sampler_step(const Model *m, Sampler *s, Size t, const uint16_t *previous, Size B) {
-    return sampler_feed(m, s, t, previous, 1, B);
 }
 
 double sample_uniform(uint64_t seed, Size image, Size t) {
@@ -1961,7 +1956,7 @@ int sample_positions(const Model *m, Sampler *s, uint16_t *tokens, Size B, Size 
                      Size given, const Drawing *drawing) {
     Size T = positions(&m->config), K = m->config.n_vocab;
     for (; t < end; t++) {
-        real *logits = sampler_feed(m, s, t, tokens + (t ? t - 1 : 0), T, B);
+        real *logits = sampler_step(m, s, t, tokens + (t ? t - 1 : 0), T, B);
         for (Size b = 0; b < B && t >= given; b++) {
             double uniform = sample_uniform(drawing->seed, drawing->first + b, t);
             int token = draw_token(logits + b * K, K, uniform, drawing);
@@ -4162,12 +4157,16 @@ static Size sampler_images(const Config *c, Size most, double bytes) {
     return fit > (double)most ? most : fit > 1 ? (Size)fit : 1;
 }
 
+/* What the blocks' weights take. */
+static double block_bytes(const Config *c) {
+    return 12.0 * (double)(c->n_layer * c->n_embd * c->n_embd) * sizeof(real);
+}
+
 /* How many are drawn at once. Large models gain by it, since each of their weights is read once for
    all pictures; small ones lose, whose weights stay in caches if keys and values do not drive them
    out. */
 static Size sample_batch(const Config *c) {
-    double weights = 12.0 * (double)(c->n_layer * c->n_embd * c->n_embd) * sizeof(real);
-    return sampler_images(c, SAMPLE_BATCH, weights > 3e7 ? 4e9 : 8e6);
+    return sampler_images(c, SAMPLE_BATCH, block_bytes(c) > 3e7 ? 4e9 : 8e6);
 }
 
 /* How many pictures a run draws whenever it is tested. */
@@ -4188,30 +4187,50 @@ static void completions_line(uint8_t *rgb, const Model *m, const uint16_t *origi
     palette_colours(rgb + 3 * (n + 1) * T, original, T, m->palette);
 }
 
-/* Draw n pictures, several at a time. For those who wait: how far it is, and the first pictures, as
-   many as fit side by side, growing by a line of characters, which is two rows of pixels. Where
-   they complete originals, the pictures of each are drawn at a time and shown between what is given
-   and the original. */
+/* sample_positions with several samplers, each for `share` of the B pictures. The threads that call
+   it share them out. */
+static void draw_positions(const Model *m, Sampler **samplers, Size share, uint16_t *tokens, Size B,
+                           Size t, Size end, Size given, Drawing drawing) {
+    Size T = m->config.n_px * m->config.n_px, first = drawing.first;
+#    pragma omp for schedule(static)
+    for (Size b = 0; b < B; b += share) {
+        drawing.first = first + b;
+        int bad = sample_positions(m, samplers[b / share], tokens + b * T, min(share, B - b), t,
+                                   end, given, &drawing);
+#    pragma omp critical
+        need(!bad);
+    }
+}
+
+/* Draw n pictures, several at a time. A small model's products are too short to be shared out among
+   threads: each thread draws pictures of its own instead. For those who wait: how far it is, and
+   the first pictures, as many as fit side by side, growing by a line of characters, which is two
+   rows of pixels. Where they complete originals, the pictures of each are drawn at a time and shown
+   between what is given and the original. */
 static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows,
                           const uint16_t *originals) {
     Size px = m->config.n_px, T = px * px, across = (terminal_columns() + 1) / (px + 1);
     int lines = originals && console.show && across > 2 && o->n <= SAMPLE_BATCH;
+    int threads = threads_get(), alone = block_bytes(&m->config) < 8e6;
     Size B = lines ? o->n : min(n, sample_batch(&m->config));
     Size beside = lines ? 2 : 0, shown = across > 0 ? min(B, across - beside) : 1;
-    Sampler *sampler = sampler_new(&m->config, B);
+    Size share = alone ? ceil_div(B, threads) : B, n_samplers = ceil_div(B, share);
+    Sampler **samplers = need_memory(n_samplers, sizeof *samplers);
     uint8_t *rgb = need_memory((shown + beside) * T, 3);
-    need(sampler != NULL);
+    if (alone) threads_set(1);
+    for (Size k = 0; k < n_samplers; k++)
+        need((samplers[k] = sampler_new(&m->config, share)) != NULL);
     for (Size i = 0; i < n && !interrupted; i += B, tokens += B * T) {
         Drawing drawing = {o->seed, i, o->temperature, o->top_k};
-        Size count = min(B, n - i);
+        Size count = min(B, n - i), row = 0;
         int visible = console.show && (i == 0 || lines);
-        for (Size row = 0, end; row < px && !interrupted; row = end) {
+        for (; row < px && !interrupted; row += 2) {
+            Size t = row * px, end = min(t + 2 * px, T);
             progress("drawing", i * px + count * row, n * px);
-            end = min(row + 2, px);
-            int bad = sample_positions(m, sampler, tokens, count, row * px, end * px, rows * px,
-                                       &drawing);
-            if (bad && o->model) stop("%s: %s", o->model, error_text());
-            need(!bad);
+            if (alone) {
+#    pragma omp parallel num_threads(threads)
+                draw_positions(m, samplers, share, tokens, count, t, end, rows * px, drawing);
+            } else draw_positions(m, samplers, share, tokens, count, t, end, rows * px, drawing);
             if (!visible) continue;
             progress_clear();
             if (lines) completions_line(rgb, m, originals + i / B * T, rows, tokens, shown);
@@ -4220,8 +4239,10 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
         }
         if (visible) fputc('\n', stderr);
     }
+    threads_set(threads);
+    for (Size k = 0; k < n_samplers; k++) free(samplers[k]);
+    free(samplers);
     free(rgb);
-    free(sampler);
 }
 
 /* Draw pictures and tell how fast; before, find out whether there is the memory that sheet_write

@@ -253,10 +253,10 @@ typedef Activations Sampler; // for sampler_step and sample_positions, which tak
    keys and values; given back with free(). NULL for a BERT model, too. */
 IGPT_API Sampler *sampler_new(const Config *config, Size B);
 
-/* Feed position t of B images and return logits (B, K) for it: softmax gives p(x_t | x_<t).
-   previous (B) holds the tokens at t - 1. Positions come in order from 0, with the same B. */
-IGPT_API const real *sampler_step(const Model *model, Sampler *sampler, Size t,
-                                  const uint16_t *previous, Size B);
+/* Feed position t of B images and return logits (B, K) for it: softmax gives p(x_t | x_<t). Image
+   b's token at t - 1 is previous[b * step]. Positions come in order from 0, with the same B. */
+IGPT_API real *sampler_step(const Model *model, Sampler *sampler, Size t, const uint16_t *previous,
+                            Size step, Size B);
 
 /* How images are drawn: logits are divided by temperature (> 0); top_k > 0 keeps only the most
    probable colours. Image b of those drawn together is number first + b of the seed's. */

@@ -982,7 +982,7 @@ static void test_cache_is_forward(void) {
     model_forward(&w.model, w.acts, &w.batch);
     const real *all = model_logits(&w.model, w.acts, B); // (B, T, K)
     for (Size t = 0; t < T; t++) {
-        const real *logits = sampler_step(&w.model, sampler, t, previous, B);
+        const real *logits = sampler_step(&w.model, sampler, t, previous, 1, B);
         for (Size b = 0; b < B; b++) {
             most = larger(most, reals_apart(logits + b * K, all + (b * T + t) * K, K));
             previous[b] = w.batch.tokens[b * T + t];
@@ -1082,7 +1082,7 @@ static void test_trained_model(void) {
     const uint16_t *stored = stored_tokens(&file, "tokens", N * T);
     Sampler *sampler = keep(sampler_new(&m.config, N));
     for (Size t = 0; t < T; t++) {
-        const real *logits = sampler_step(&m, sampler, t, previous, N);
+        const real *logits = sampler_step(&m, sampler, t, previous, 1, N);
         for (Size b = 0; b < N; b++, logits += K) {
             double sum = 0, low = 0, u = sample_uniform(SEED, b, t);
             uint16_t token = previous[b] = stored[b * T + t];

@@ -229,7 +229,7 @@ static void sampling_run(void *context) {
     static const uint16_t previous[32]; // whichever colour
     Work *w = context;
     for (Size t = w->from; t < w->from + POSITIONS; t++)
-        sampler_step(&w->model, w->sampler, t, previous, w->batch.B);
+        sampler_step(&w->model, w->sampler, t, previous, 1, w->batch.B);
 }
 
 /* One image at a time is limited by memory: a position reads all weights of the products, and the
