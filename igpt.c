@@ -4192,13 +4192,13 @@ static void completions_line(uint8_t *rgb, const Model *m, const uint16_t *origi
 static void draw_positions(const Model *m, Sampler **samplers, Size share, uint16_t *tokens, Size B,
                            Size t, Size end, Size given, Drawing drawing) {
     Size T = m->config.n_px * m->config.n_px, first = drawing.first;
-#    pragma omp for schedule(static)
+#    pragma omp for schedule(static) ordered
     for (Size b = 0; b < B; b += share) {
         drawing.first = first + b;
         int bad = sample_positions(m, samplers[b / share], tokens + b * T, min(share, B - b), t,
                                    end, given, &drawing);
-#    pragma omp critical
-        need(!bad);
+#    pragma omp ordered
+        need(!bad); // of several that fail, the first says why
     }
 }
 
