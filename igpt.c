@@ -4215,7 +4215,7 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
     Size B = lines ? o->n : min(n, sample_batch(&m->config));
     Size beside = lines ? 2 : 0, shown = across > 0 ? min(B, across - beside) : 1;
     Size share = alone ? ceil_div(B, threads) : B, n_samplers = ceil_div(B, share);
-    Sampler **samplers = need_memory(n_samplers, sizeof *samplers);
+    Sampler *samplers[SAMPLE_BATCH]; // B of them at most
     uint8_t *rgb = need_memory((shown + beside) * T, 3);
     if (alone) threads_set(1);
     for (Size k = 0; k < n_samplers; k++)
@@ -4230,7 +4230,8 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
             if (alone) {
 #    pragma omp parallel num_threads(threads)
                 draw_positions(m, samplers, share, tokens, count, t, end, rows * px, drawing);
-            } else draw_positions(m, samplers, share, tokens, count, t, end, rows * px, drawing);
+            } else
+                need(!sample_positions(m, *samplers, tokens, count, t, end, rows * px, &drawing));
             if (!visible) continue;
             progress_clear();
             if (lines) completions_line(rgb, m, originals + i / B * T, rows, tokens, shown);
@@ -4241,7 +4242,6 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
     }
     threads_set(threads);
     for (Size k = 0; k < n_samplers; k++) free(samplers[k]);
-    free(samplers);
     free(rgb);
 }
 
