@@ -47,9 +47,9 @@ test_igpt_double: test_igpt.c igpt.c igpt.h .built-with
 test_igpt_plain: test_igpt.c igpt.c igpt.h .built-with
 	$(CC) $(LIBRARY) -DIGPT_PLAIN test_igpt.c igpt.c -o $@ -lm
 
-# All blocks tiny, so that their edges are met everywhere.
+# All blocks tiny, so that their edges are met everywhere; in double, for central differences.
 test_igpt_tiny: test_igpt.c igpt.c igpt.h .built-with
-	$(CC) $(LIBRARY) -DIGPT_TINY test_igpt.c igpt.c -o $@ -lm
+	$(CC) $(LIBRARY) -DIGPT_TINY -DIGPT_DOUBLE test_igpt.c igpt.c -o $@ -lm
 
 # Another program, with igpt linked to it, and with igpt as a part of it.
 example_linked: data/example.c igpt.c igpt.h .built-with

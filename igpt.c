@@ -3871,11 +3871,10 @@ static const Option option_table[] = {
     {"model", "DIR", AT(model), INFO, "", 0, 0, "a model's folder, instead of a preset"},
     {"out", "DIR", AT(out), WRITES | HERE, "out", 0, 0, "where to write"},
     {"seed", "N", AT(seed), WRITES, "1", 0, INT_MAX, "of all random numbers"},
-    {"threads", "N", AT(threads), ALL | HERE, "0", 0, 1024,
-     "to compute with; 0: OMP_NUM_THREADS, or all cores"},
+    {"threads", "N", AT(threads), ALL | HERE, "0", 0, 1024, "0: OMP_NUM_THREADS, or all cores"},
     {"quiet", "", AT(quiet), ALL | HERE, "", 0, 0, "no progress on stderr"},
     {"preset", "tiny|igpt-s|igpt-m|igpt-l|igpt-xl", AT(preset), SIZES | PALETTE, "tiny", 0, 0,
-     "sets what is not given of the rest"},
+     "sets what is not given"},
     {"n-layer", "N", AT(n_layer), SIZES, "4", 1, 1024, "layers"},
     {"n-head", "N", AT(n_head), SIZES, "2", 1, 1024, "attention heads"},
     {"n-embd", "N", AT(n_embd), SIZES, "64", 1, 16384, "width of the network"},
@@ -3886,27 +3885,26 @@ static const Option option_table[] = {
     {"masks", "N", AT(masks), TESTS, "5", 1, 10000, "bert: random masks that a test averages over"},
     {"gen-weight", "X", AT(gen_weight), FINETUNE, "1", 0, 1e6, "of L_GEN; 0: L_CLF alone"},
     {"labels-per-class", "N", AT(labels_per_class), FINETUNE | PROBE, "0", 0, INT_MAX,
-     "learn from only N pictures of each class (probe: mean of 5 draws); 0: from all"},
+     "pictures to learn from (probe: 5 draws); 0: all"},
     {"from-scratch", "", AT(from_scratch), FINETUNE, "", 0, 0, "fresh weights, for comparison"},
     {"batch", "N", AT(batch), RUNS | INFO, "16", 1, 65536, "images in a step"},
     {"micro-batch", "N", AT(micro_batch), RUNS | INFO, "", 1, 65536,
-     "images in a pass; gradients add up to the batch. Default: the preset's, or about 50 MB"},
+     "images in a pass; default the preset's, or about 50 MB"},
     {"recompute", "", AT(recompute), RUNS | INFO, "", 0, 0, "less memory: runs each block twice"},
     {"steps", "N", AT(steps), RUNS, "3200", 1, MANY, "steps of Adam"},
     {"lr", "X", AT(lr), RUNS, "0.004", 1e-9, 1, "peak learning rate"},
     {"warmup", "N", AT(warmup), RUNS, "", 0, MANY,
-     "steps until the peak; default one epoch, at most half the steps"},
+     "steps until the peak; default an epoch, at most half"},
     {"eval-every", "N", AT(eval_every), RUNS, "", 1, MANY, "steps between tests; default a tenth"},
     {"save-every", "N", AT(save_every), RUNS, "", 1, MANY, "between saves; default eval-every"},
-    {"flip", "0|1", AT(flip), RUNS, "1", 0, 0,
-     "mirror half of the pictures; 0 for lettering and digits"},
+    {"flip", "0|1", AT(flip), RUNS, "1", 0, 0, "mirror half of the pictures; 0: letters, digits"},
     {"shift", "N", AT(shift), RUNS, "", 0, 255,
-     "move pictures at random by up to N pixels; default 0, finetune: n-px / 8"},
+     "move by up to N pixels; default 0, finetune n-px / 8"},
     {"resume", "", AT(resume), RUNS | HERE, "", 0, 0, "go on with the run in --out, bit for bit"},
     {"overwrite", "", AT(overwrite), RUNS | HERE, "", 0, 0, "where --out holds a run: start anew"},
     {"init", "DIR", AT(init), TRAIN | HERE, "", 0, 0, "start from this model and its palette"},
     {"palette", "FILE", AT(palette), TRAIN | PALETTE | HERE, "", 0, 0,
-     "colours of this preprocessor_config.json instead of k-means"},
+     "colours of this preprocessor_config.json, not k-means"},
     {"pool", "mean|none", AT(pool), PROBE, "mean", 0, 0, "features: mean over positions, or all"},
     {"concat", "N", AT(concat), PROBE, "1", 1, 1025, "also join N layers around the best one"},
     {"features", "FILE", AT(features), PROBE, "", 0, 0, "write features and labels as safetensors"},
@@ -3924,14 +3922,14 @@ enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
 /* In the order of --preset's words, with a name for the reader. The table's defaults are tiny's. */
 static const char *const presets[] = {
     "tiny: the defaults above, --micro-batch 4",
-    "igpt-s: --n-layer 24 --n-embd 512 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 "
-    "--micro-batch 4 --steps 1000000 --lr 0.003",
-    "igpt-m: --n-layer 36 --n-embd 1024 --n-head 8 --n-px 32 --n-vocab 512 --batch 128 "
-    "--micro-batch 2 --steps 1000000 --lr 0.003",
-    "igpt-l: --n-layer 48 --n-embd 1536 --n-head 16 --n-px 32 --n-vocab 512 --batch 128 "
-    "--micro-batch 1 --steps 1000000 --lr 0.001",
-    "igpt-xl: --n-layer 60 --n-embd 3072 --n-head 16 --n-px 64 --n-vocab 512 --batch 64 "
-    "--micro-batch 1 --steps 2000000 --lr 0.0003",
+    "igpt-s: --n-layer 24 --n-embd 512 --n-head 8 --n-px 32 --n-vocab 512\n"
+    "          --batch 128 --micro-batch 4 --steps 1000000 --lr 0.003",
+    "igpt-m: --n-layer 36 --n-embd 1024 --n-head 8 --n-px 32 --n-vocab 512\n"
+    "          --batch 128 --micro-batch 2 --steps 1000000 --lr 0.003",
+    "igpt-l: --n-layer 48 --n-embd 1536 --n-head 16 --n-px 32 --n-vocab 512\n"
+    "          --batch 128 --micro-batch 1 --steps 1000000 --lr 0.001",
+    "igpt-xl: --n-layer 60 --n-embd 3072 --n-head 16 --n-px 64 --n-vocab 512\n"
+    "          --batch 64 --micro-batch 1 --steps 2000000 --lr 0.0003",
 };
 enum { N_PRESETS = sizeof presets / sizeof *presets };
 
@@ -4054,7 +4052,8 @@ static int options_all(Options *o, const Command *command, char **words, int n, 
     o->micro_batch = o->warmup = o->eval_every = o->save_every = -1;
     o->shift = o->rows = o->show = -1;
     if (options_read(o, words, n, TYPED) || text_read(o, saved, "\n", SAVED)) return -1;
-    if (option_find(command, "preset")) text_read(o, strstr(presets[o->preset], "--"), " ", PRESET);
+    if (option_find(command, "preset"))
+        text_read(o, strstr(presets[o->preset], "--"), " \n", PRESET);
     text_read(o, command->defaults, " ", DEFAULTS);
     for (int i = 0; i < N_OPTIONS; i++) {
         const Option *option = &option_table[i];
@@ -4096,33 +4095,21 @@ static void options_follow(Options *o, const Config *c, const char *dir) {
     }
 }
 
-/* A text in lines of at most 80 columns, of which `used` are taken; later lines are indented. */
-static void print_wrapped(const char *text, int used, int indent) {
-    for (; *text; text += strspn(text, " ")) {
-        int length = (int)strcspn(text, " ");
-        if (used + 1 + length > 80) used = printf("\n%*s", indent - 1, "") - 1;
-        used += printf(" %.*s", length, text);
-        text += length;
-    }
-    putchar('\n');
-}
-
 static void help_command(const Command *command) {
     printf("igpt %s - %s\n\n", command->name, command->summary);
     for (const Option *o = option_table; o < option_table + N_OPTIONS; o++) {
-        char word[64], text[200];
+        char word[64], usage[64];
         if (!(o->commands & command->bit)) continue;
-        int used = printf("  --%s %s", o->name, o->value);
         snprintf(word, sizeof word, "--%s ", o->name);
+        snprintf(usage, sizeof usage, "--%s %s", o->name, o->value);
         const char *own = strstr(command->defaults, word); // the command's, else the table's
         own = own ? own + strlen(word) : o->initial;
-        snprintf(text, sizeof text, *own ? "%s (%.*s)" : "%s", o->help, (int)strcspn(own, " "),
-                 own);
-        print_wrapped(text, used < 22 ? used + printf("%*s", 22 - used, "") : 80, 23);
+        printf(*own ? "  %-20s %s (%.*s)\n" : "  %-20s %s\n", usage, o->help,
+               (int)strcspn(own, " "), own);
     }
     if (!option_find(command, "preset")) return;
     puts("\nPresets:");
-    for (int i = 0; i < N_PRESETS; i++) print_wrapped(presets[i], printf(" "), 10);
+    for (int i = 0; i < N_PRESETS; i++) printf("  %s\n", presets[i]);
 }
 
 /* What would fail after the work is to fail before it: can this file be written? */
@@ -4187,21 +4174,6 @@ static void completions_line(uint8_t *rgb, const Model *m, const uint16_t *origi
     palette_colours(rgb + 3 * (n + 1) * T, original, T, m->palette);
 }
 
-/* sample_positions with several samplers, each for `share` of the B pictures. The threads that call
-   it share them out. */
-static void draw_positions(const Model *m, Sampler **samplers, Size share, uint16_t *tokens, Size B,
-                           Size t, Size end, Size given, Drawing drawing) {
-    Size T = m->config.n_px * m->config.n_px, first = drawing.first;
-#    pragma omp for schedule(static) ordered
-    for (Size b = 0; b < B; b += share) {
-        drawing.first = first + b;
-        int bad = sample_positions(m, samplers[b / share], tokens + b * T, min(share, B - b), t,
-                                   end, given, &drawing);
-#    pragma omp ordered
-        need(!bad); // of several that fail, the first says why
-    }
-}
-
 /* Draw n pictures, several at a time. A small model's products are too short to be shared out among
    threads: each thread draws pictures of its own instead. For those who wait: how far it is, and
    the first pictures, as many as fit side by side, growing by a line of characters, which is two
@@ -4228,8 +4200,14 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
             Size t = row * px, end = min(t + 2 * px, T);
             progress("drawing", i * px + count * row, n * px);
             if (alone) {
-#    pragma omp parallel num_threads(threads)
-                draw_positions(m, samplers, share, tokens, count, t, end, rows * px, drawing);
+#    pragma omp parallel for num_threads(threads) schedule(static) ordered
+                for (Size b = 0; b < count; b += share) {
+                    Drawing own = {o->seed, i + b, o->temperature, o->top_k};
+                    int bad = sample_positions(m, samplers[b / share], tokens + b * T,
+                                               min(share, count - b), t, end, rows * px, &own);
+#    pragma omp ordered
+                    need(!bad); // of several that fail, the first says why
+                }
             } else
                 need(!sample_positions(m, *samplers, tokens, count, t, end, rows * px, &drawing));
             if (!visible) continue;
@@ -4353,18 +4331,15 @@ static double unigram_nats(const Images *set, Size K) {
     return nats;
 }
 
-static Size label_count(const Images *set, Size label) {
-    Size count = 0;
-    for (Size i = 0; i < set->n; i++) count += set->labels[i] == label;
-    return count;
-}
-
 /* The test accuracy of whoever always names the commonest class of the training pictures. */
 static double majority_accuracy(const Dataset *data) {
-    Size largest = 0;
+    Size *count = need_memory(NO_LABEL + 1, sizeof *count), largest = 0, right = 0;
+    for (Size i = 0; i < data->train.n; i++) count[data->train.labels[i]]++;
     for (Size k = 1; k < data->n_class; k++)
-        if (label_count(&data->train, k) > label_count(&data->train, largest)) largest = k;
-    return (double)label_count(&data->test, largest) / (double)data->test.n;
+        if (count[k] > count[largest]) largest = k;
+    for (Size i = 0; i < data->test.n; i++) right += data->test.labels[i] == largest;
+    free(count);
+    return (double)right / (double)data->test.n;
 }
 
 /* Hugging Face's classifiers and bare models are saved without: it is zero here. */
@@ -4656,11 +4631,20 @@ static int holds_model(const char *dir) {
     return there;
 }
 
-/* Not to lose a run by typing its command again, nor a model that came from elsewhere. */
-static void run_refuse(const Options *o) {
+/* From here on no other process writes a model or a palette there; only now is what lies there
+   looked at, so as not to lose a run by typing its command again, nor a model that came from
+   elsewhere. A folder that is not there yet is taken once it has been made. */
+static void folder_take(const Options *o) {
     Safetensors state;
     char steps[32] = "?";
+    if (folder_is_locked || path_kind(o->out) != FOLDER) return;
+    int fails = folder_lock(o->out);
+    if (fails > 0) stop("%s: another run is writing there", o->out);
+    if (fails < 0) stop("cannot lock the folder %s: %s", o->out, strerror(errno));
+    folder_is_locked = 1;
     if (o->resume || o->overwrite || !holds_model(o->out)) return;
+    if (o->command->bit == PALETTE)
+        stop("%s holds a model, whose palette belongs to its weights: take another --out", o->out);
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING) stop("%s holds a model: --overwrite replaces it", o->out);
     if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
@@ -4668,25 +4652,11 @@ static void run_refuse(const Options *o) {
          steps);
 }
 
-/* From here on no other process writes a palette or a model there; only now is what lies there
-   looked at. */
-static void folder_take(const char *dir) {
-    int fails = folder_is_locked ? 0 : folder_lock(dir);
-    if (fails > 0) stop("%s: another run is writing there", dir);
-    if (fails < 0) stop("cannot lock the folder %s: %s", dir, strerror(errno));
-    folder_is_locked = 1;
-}
-
-static void run_lock(const Options *o) {
-    if (folder_is_locked || path_kind(o->out) != FOLDER) return;
-    folder_take(o->out);
-    run_refuse(o);
-}
-
 /* The model, of a state, of a directory or a new one, and the pictures as its tokens. */
 static void run_load(Run *r) {
     Options *o = r->o;
     Model *m = &r->model;
+    real *colours = o->palette ? palette_make(o, NULL) : NULL; // first: it has its own size
     Config config = config_of(o);
     const char *from = r->fine ? o->model : o->init;
     int is_new = !o->resume && !from; // the model: its palette and weights are yet to be made
@@ -4700,16 +4670,6 @@ static void run_load(Run *r) {
     need(!dataset_read(&r->data, o->data, o->n_px));
     say(NOTE, "%s: pictures: %lld for training, %lld for testing; classes: %lld; at %lld x %lld",
         o->data, r->data.train.n, r->data.test.n, r->data.n_class, o->n_px, o->n_px);
-    need_room(o, is_new ? config : m->config);
-    need(!folder_make(o->out));
-    run_lock(o);
-    need_outputs(o->out, run_files);
-    if (is_new) {
-        const real *colours = palette_make(o, &r->data.train);
-        need_room(o, config_of(o)); // a file's palette has its own size
-        need(!model_init(m, config_of(o)));
-        memcpy(m->palette, colours, 3 * o->n_vocab * sizeof *colours);
-    }
     if (r->fine) run_tune(r);
     else {
         r->train = all_of(&r->data.train);
@@ -4718,6 +4678,15 @@ static void run_load(Run *r) {
     if (!r->train.n || !r->held.n)
         stop("%s: pictures left: %lld for training, %lld for %s", o->data, r->train.n, r->held.n,
              r->fine ? "validation" : "tests");
+    need_room(o, is_new ? config : m->config);
+    need(!folder_make(o->out)); // only now, so that no run that cannot begin leaves one
+    folder_take(o);
+    need_outputs(o->out, run_files);
+    if (is_new) {
+        if (!colours) colours = palette_make(o, &r->data.train);
+        need(!model_init(m, config_of(o)));
+        memcpy(m->palette, colours, 3 * o->n_vocab * sizeof *colours);
+    }
     if (is_new || o->from_scratch) model_randomise(m, o->seed);
     need(!images_quantise(&r->data.train, m->palette, o->n_vocab));
     need(!images_quantise(&r->data.test, m->palette, o->n_vocab));
@@ -4943,7 +4912,7 @@ static void command_train(Options *o) { // and finetune
     if (!!o->palette + !!o->init + o->resume > 1)
         stop("--palette, --init and --resume cannot go together: each of them brings a palette");
     if (o->resume && o->overwrite) stop("--resume and --overwrite cannot go together");
-    run_lock(o);
+    folder_take(o);
     if (o->resume) saved = run_reopen(o, &run.state);
     if (!run.fine) o->gen_weight = 1;
     run_load(&run);
@@ -5124,14 +5093,14 @@ static void palette_sheet(const char *path, const real *palette, Size K, const I
 
 static void command_palette(Options *o) {
     Dataset data;
-    need(!folder_make(o->out));
-    folder_take(o->out);
-    if (holds_model(o->out))
-        stop("%s holds a model, whose palette belongs to its weights: take another --out", o->out);
+    folder_take(o);
+    real *palette = o->palette ? palette_make(o, NULL) : NULL;
     need(!dataset_read(&data, o->data, o->n_px));
+    need(!folder_make(o->out));
+    folder_take(o);
     need_outputs(o->out, (const char *[]){"preprocessor_config.json", "palette.png", NULL});
     const Images *test = &data.test;
-    real *palette = palette_make(o, &data.train);
+    if (!palette) palette = palette_make(o, &data.train);
     Size n = test->n * test->px * test->px;
     uint16_t *tokens = need_memory(n, sizeof *tokens);
     uint8_t *rgb = need_memory(n, 3);
@@ -5169,23 +5138,6 @@ typedef struct {
     uint8_t *right; // (rows, test pictures): told right by the last draw's probe, or not
 } ProbeRun;
 
-/* The labelled pictures of a set move behind those that are there; its labels stay, too. */
-static void probe_add(ProbeRun *p, Images *from) {
-    Images *set = &p->set;
-    Size bytes = 3 * from->px * from->px;
-    set->px = from->px;
-    for (Size i = 0; i < from->n; i++) {
-        if (from->labels[i] == NO_LABEL) continue;
-        set->rgb = grown(set->rgb, set->n, (size_t)bytes);
-        set->labels = grown(set->labels, set->n, sizeof *set->labels);
-        if (!set->rgb || !set->labels) stop("out of memory for the labelled pictures");
-        set->labels[set->n] = from->labels[i];
-        memcpy(images_at(set, set->n++), images_at(from, i), bytes);
-    }
-    free(from->rgb);
-    from->rgb = NULL;
-}
-
 static void probe_open(ProbeRun *p) {
     const Options *o = p->o;
     need(!model_load(&p->model, o->model));
@@ -5196,18 +5148,25 @@ static void probe_open(ProbeRun *p) {
     need(!dataset_read(&p->data, o->data, p->model.config.n_px));
     if (p->data.n_class < 2)
         stop("%s: a probe needs two classes or more, there are %lld", o->data, p->data.n_class);
-    probe_add(p, &p->data.train);
-    Size n_train = p->set.n;
-    probe_add(p, &p->data.test);
-    p->all = all_of(&p->set);
+    Images *train = &p->data.train, *test = &p->data.test, *set = &p->set;
+    Size n_train = train->n, bytes = 3 * train->px * train->px;
+    while (n_train > 0 && train->labels[n_train - 1] == NO_LABEL) n_train--; // STL-10's come last
+    *set = (Images){.n = n_train + test->n, .px = train->px};
+    set->labels = need_memory(set->n, sizeof *set->labels); // the data keeps its own
+    memcpy(set->labels, train->labels, n_train * sizeof *set->labels);
+    memcpy(set->labels + n_train, test->labels, test->n * sizeof *set->labels);
+    set->rgb = realloc(train->rgb, set->n * bytes);
+    if (!set->rgb) stop("out of memory for the labelled pictures");
+    memcpy(images_at(set, n_train), test->rgb, test->n * bytes);
+    free(test->rgb);
+    p->all = all_of(set);
     p->rows = need_memory(p->layers + 2, sizeof *p->rows);
     p->draws = o->labels_per_class ? PROBE_DRAWS : 1;
-    p->right = need_memory(p->layers + 2, p->set.n - n_train);
-    const Images train = {.n = n_train, .labels = p->set.labels};
+    p->right = need_memory(p->layers + 2, test->n);
     for (Size draw = 0; draw < p->draws; draw++) {
         Subset *part = p->part[draw];
-        part[TEST_PART] = (Subset){p->set.n - n_train, p->all.index + n_train};
-        if (labels_split(&train, p->data.n_class, o->labels_per_class, o->seed, draw,
+        part[TEST_PART] = (Subset){test->n, p->all.index + n_train};
+        if (labels_split(train, p->data.n_class, o->labels_per_class, o->seed, draw,
                          &part[TRAIN_PART], &part[VALIDATION_PART]))
             stop("%s: %s", o->data, error_text());
     }
