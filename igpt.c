@@ -63,9 +63,7 @@
 #    define PRINTF_LIKE __attribute__((format(printf, 1, 2)))
 #else
 #    define PRINTF_LIKE
-#    ifndef IGPT_PLAIN
-#        define IGPT_PLAIN
-#    endif
+#    define IGPT_PLAIN 1 // as -DIGPT_PLAIN has it
 #endif
 #ifdef __TINYC__
 #    define _Thread_local
@@ -80,11 +78,12 @@
 
 #ifdef _OPENMP
 #    include <omp.h>
+void threads_set(int n) { omp_set_num_threads(n > 0 ? n : omp_get_num_procs()); }
+int threads_get(void) { return omp_get_max_threads(); }
 #else
-static int omp_get_max_threads(void) { return 1; }
+void threads_set(int n) { (void)n; }
+int threads_get(void) { return 1; }
 static int omp_get_thread_num(void) { return 0; }
-static int omp_get_num_procs(void) { return 1; }
-static void omp_set_num_threads(int n) { (void)n; }
 #endif
 
 #define STOPPING "\nstopping after this step; press again to end now\n"
@@ -332,9 +331,6 @@ static const char *folder_enter(const char *path) { // the locked one's name, wh
 #        endif
 #    endif
 #endif
-
-void threads_set(int n) { omp_set_num_threads(n > 0 ? n : omp_get_num_procs()); }
-int threads_get(void) { return omp_get_max_threads(); }
 
 /* Errors: one sentence, kept until the next one. */
 static _Thread_local char last_error[1024];
@@ -900,11 +896,11 @@ static Size content_at(const Batch *batch, Size r, Size T, Size K) {
 }
 
 void embed_forward(real *h, const Batch *batch, const real *wte, const real *wpe, Size T, Size d,
-                   Size K) {
+                   Size K, Size first, Size n) {
 #pragma omp parallel for schedule(static)
-    for (Size r = 0; r < batch->B * T; r++) {
-        Size row = content_at(batch, r, T, K);
-        const real *position = wpe + r % T * d, *content = wte + (row < 0 ? 0 : row) * d;
+    for (Size r = 0; r < batch->B * n; r++) {
+        Size t = first + r % n, row = content_at(batch, r / n * T + t, T, K);
+        const real *position = wpe + t * d, *content = wte + (row < 0 ? 0 : row) * d;
         real *o = h + r * d;
         for (Size i = 0; i < d; i++) o[i] = row < 0 ? position[i] : content[i] + position[i];
     }
@@ -1311,11 +1307,8 @@ int model_list(Model *m, Config c) {
 
 /* A tensor as a matrix, of the parameters or of gradients, which are laid out alike. */
 static Matrix tensor(const Model *m, const real *base, int kind, Size layer) {
-    const Size per_block = MLP_PROJ - LN_1 + 1;
-    Size index = kind < LN_1       ? kind
-                 : kind > MLP_PROJ ? kind + (m->config.n_layer - 1) * per_block
-                                   : kind + layer * per_block;
-    const Tensor *t = &m->tensors[index];
+    Size before = kind < LN_1 ? 0 : kind > MLP_PROJ ? m->config.n_layer - 1 : layer; // whole blocks
+    const Tensor *t = &m->tensors[kind + before * (MLP_PROJ - LN_1 + 1)];
     return matrix(base + t->offset, t->rows, t->cols);
 }
 
@@ -1378,8 +1371,7 @@ struct Activations {
     real *g;        // (B, T, 4d)
     real *inv_f;    // (B, T)
     real *logits;   // (B, T, K), then probabilities, then their gradient
-    real *nll;      // (B, T)
-    real *weight;   // (B, T) of each position in the loss
+    real *nll;      // (B, T), then each position's weight in the loss
     real *features; // (B, d) mean of n^L over positions
     real *classes;  // (B, C) like logits
     /* Of backward. */
@@ -1396,6 +1388,7 @@ static Size activations_place(Activations *s, real *base, const Config *c, Size 
     s->T = s->keep == KEEP_PAST ? 1 : positions(c);
     Size rows = B * s->T;
     Layer layer = {.h = NULL};
+    carve(base, &used, ceil_div(sizeof *s, sizeof(real))); // the struct itself
     s->layer = (void *)carve(base, &used, (c->n_layer + 1) * (Size)(sizeof layer / sizeof(real)));
     for (Size l = 0; l <= c->n_layer; l++) {
         if (l == 0 || trains) layer.h = carve(base, &used, rows * d);
@@ -1419,7 +1412,6 @@ static Size activations_place(Activations *s, real *base, const Config *c, Size 
     s->inv_f = carve(base, &used, rows);
     s->logits = carve(base, &used, rows * c->n_vocab);
     s->nll = carve(base, &used, rows);
-    s->weight = carve(base, &used, rows);
     s->features = carve(base, &used, B * d);
     s->classes = carve(base, &used, B * c->n_class);
     s->team.each = attention_scratch(positions(c), d / c->n_head);
@@ -1433,19 +1425,19 @@ static Size activations_place(Activations *s, real *base, const Config *c, Size 
     return used * sizeof(real);
 }
 
-enum { HEADER = (sizeof(Activations) + 63) / 64 * 64 }; // the struct itself stands in front
-
 Size activations_bytes(const Config *c, Size B, int keep) {
     Activations s = {.keep = keep, .team = {.threads = threads_get()}};
-    return HEADER + activations_place(&s, NULL, c, B);
+    return activations_place(&s, NULL, c, B);
 }
 
 Activations *activations_new(const Config *c, Size B, int keep) {
+    if (keep == KEEP_PAST && !is_causal(c))
+        return fail("only a model trained with L_AR can draw pictures, this one is BERT"), NULL;
     Activations *s = zalloc(activations_bytes(c, B, keep), 1);
     if (!s) return NULL;
     s->team.threads = threads_get();
     s->keep = keep;
-    activations_place(s, (real *)(void *)((char *)s + HEADER), c, B);
+    activations_place(s, (real *)(void *)s, c, B);
     return s;
 }
 
@@ -1511,23 +1503,18 @@ static void block_backward(const Model *m, const Activations *s, Size l, Size B,
                  rows, d);
 }
 
-/* h^0. */
+/* h^0, of all positions or of the one that is sampled. */
 static void model_embed(const Model *m, const Activations *s, const Batch *batch) {
     const Config *c = &m->config;
     embed_forward(s->layer[0].h, batch, weight(m, WTE, 0).data, weight(m, WPE, 0).data,
-                  positions(c), c->n_embd, c->n_vocab);
-}
-
-/* From h^0 to n^L. */
-static void model_blocks(const Model *m, const Activations *s, Size B) {
-    Size d = m->config.n_embd, L = m->config.n_layer;
-    for (Size l = 0; l < L; l++) block_forward(m, s, l, B);
-    rms_forward(s->n, s->inv_f, s->layer[L].h, weight(m, LN_F, 0).data, B * s->T, d);
+                  positions(c), c->n_embd, c->n_vocab, s->t, s->T);
 }
 
 const real *model_forward(const Model *m, Activations *s, const Batch *batch) {
+    Size d = m->config.n_embd, L = m->config.n_layer;
     model_embed(m, s, batch);
-    model_blocks(m, s, batch->B);
+    for (Size l = 0; l < L; l++) block_forward(m, s, l, batch->B);
+    rms_forward(s->n, s->inv_f, s->layer[L].h, weight(m, LN_F, 0).data, batch->B * s->T, d);
     return s->n;
 }
 
@@ -1577,24 +1564,18 @@ static double generative_loss(const Model *m, Activations *s, const Batch *batch
     double loss = 0;
     cross_entropy_forward(model_logits(m, s, batch->B), s->nll, batch->tokens, rows, K);
     for (Size r0 = 0; r0 < rows; r0 += T) { // an image
-        double sum = 0;
-        Size counted = 0;
-        for (Size r = r0; r < r0 + T; r++) {
-            int counts = !batch->mask || batch->mask[r];
-            sum += counts ? s->nll[r] : 0;
-            counted += counts;
-        }
+        double sum = 0, counted = 0;
         for (Size r = r0; r < r0 + T; r++)
-            s->weight[r] = !batch->mask || batch->mask[r] ? (real)(scale / (double)counted) : 0;
-        loss += counted ? sum / (double)counted : 0;
+            if (!batch->mask || batch->mask[r]) sum += s->nll[r], counted++;
+        for (Size r = r0; r < r0 + T; r++)
+            s->nll[r] = !batch->mask || batch->mask[r] ? (real)(scale / counted) : 0;
+        loss += counted > 0 ? sum / counted : 0;
     }
-    if (grads) {
-        Matrix dlogits = matrix(s->logits, rows, K), dn = matrix(s->dn, rows, d);
-        cross_entropy_backward(s->logits, batch->tokens, s->weight, rows, K);
-        matmul(s->team, dn, dlogits, weight(m, LM_HEAD, 0), 0);
-        matmul(s->team, tensor(m, grads, LM_HEAD, 0), transposed(dlogits), matrix(s->n, rows, d),
-               1);
-    }
+    if (!grads) return loss;
+    Matrix dlogits = matrix(s->logits, rows, K), n = matrix(s->n, rows, d);
+    cross_entropy_backward(s->logits, batch->tokens, s->nll, rows, K);
+    matmul(s->team, matrix(s->dn, rows, d), dlogits, weight(m, LM_HEAD, 0), 0);
+    matmul(s->team, tensor(m, grads, LM_HEAD, 0), transposed(dlogits), n, 1);
     return loss;
 }
 
@@ -1629,14 +1610,19 @@ static Size largest_of(const real *x, Size n) { // the first of several
     return largest;
 }
 
-/* The cross entropy of B rows of class logits (B, C), which become probabilities; of those that
-   have a label. The sum goes to losses. */
-static void class_losses(real *logits, const uint16_t *labels, Size B, Size C, Losses *losses) {
-    for (Size b = 0; b < B; b++) {
-        real nll;
-        if (labels[b] == NO_LABEL) continue;
-        losses->correct += largest_of(logits + b * C, C) == labels[b];
-        cross_entropy_forward(logits + b * C, &nll, &labels[b], 1, C);
+/* The cross entropy of B rows of class logits (B, C), summed into losses; they become `scale` times
+   its gradient. A picture without a label weighs nothing. */
+static void class_losses(real *logits, const uint16_t *labels, Size B, Size C, double scale,
+                         Losses *losses) {
+    for (Size b = 0; b < B; b++, logits += C) {
+        real nll, factor = (real)scale;
+        if (labels[b] == NO_LABEL) {
+            memset(logits, 0, C * sizeof *logits);
+            continue;
+        }
+        losses->correct += largest_of(logits, C) == labels[b];
+        cross_entropy_forward(logits, &nll, &labels[b], 1, C);
+        cross_entropy_backward(logits, &labels[b], &factor, 1, C);
         losses->clf += (double)nll;
     }
 }
@@ -1646,13 +1632,8 @@ static void classifier_loss(const Model *m, Activations *s, const Batch *batch, 
                             real *grads, Losses *losses) {
     Size T = positions(&m->config), d = m->config.n_embd, C = m->config.n_class, B = batch->B;
     classify(m, s, B);
-    class_losses(s->classes, batch->labels, B, C, losses);
+    class_losses(s->classes, batch->labels, B, C, scale, losses);
     if (!grads) return;
-    for (Size b = 0; b < B; b++) { // a picture without a label weighs nothing
-        real labelled = batch->labels[b] == NO_LABEL ? 0 : (real)scale;
-        uint16_t target = labelled == 0 ? 0 : batch->labels[b];
-        cross_entropy_backward(s->classes + b * C, &target, &labelled, 1, C);
-    }
     Matrix dlogits = matrix(s->classes, B, C), features = matrix(s->features, B, d);
     matmul(s->team, tensor(m, grads, SCORE, 0), transposed(dlogits), features, 1);
     matmul(s->team, features, dlogits, weight(m, SCORE, 0), 0); // now their gradient
@@ -1709,41 +1690,35 @@ double learning_rate(Size step, Size steps, Size warmup, double peak) {
    fewer colours than pixels, so k-means runs over distinct colours, weighted by their counts. Sums
    of bytes are whole numbers, exact in 64 bits, so threads may add them in any order. */
 
-/* Colours as vectors want them: all red, then all green, then all blue. */
-typedef struct {
-    Size n;
-    real *plane; // (3, n)
-} Planes;
-
-static inline real squared_distance(const Planes *c, Size i, const real *colour) {
-    real r = colour[0] - c->plane[i], g = colour[1] - c->plane[c->n + i];
-    real b = colour[2] - c->plane[2 * c->n + i];
+/* Colours are matrices as vectors want them, (3, n): all red, then all green, then all blue. */
+static inline real squared_distance(Matrix c, Size i, const real *colour) {
+    real r = colour[0] - c.data[i], g = colour[1] - c.data[c.cols + i];
+    real b = colour[2] - c.data[2 * c.cols + i];
     return r * r + g * g + b * b;
 }
 
-/* The centre nearest to a colour; the first of several. *distance: the square of it. */
-static Size nearest(const Planes *centres, const real *colour, real *distance) {
+/* The centre nearest to a colour; the first of several. */
+static Size nearest(Matrix centres, const real *colour) {
     enum { CHUNK = BLOCK_OF(128, 3) };
     real most = -INFINITY, closeness[CHUNK]; // minus the squared distance
     Size index = 0;
-    for (Size k0 = 0; k0 < centres->n; k0 += CHUNK) {
-        Size n = min(CHUNK, centres->n - k0);
+    for (Size k0 = 0; k0 < centres.cols; k0 += CHUNK) {
+        Size n = min(CHUNK, centres.cols - k0);
         for (Size k = 0; k < n; k++) closeness[k] = -squared_distance(centres, k0 + k, colour);
         real here = row_max(closeness, n);
         if (here <= most) continue;
         most = here;
         for (index = k0; closeness[index - k0] != here;) index++;
     }
-    *distance = -most;
     return index;
 }
 
 /* The distinct colours of many pixels. */
 typedef struct {
-    Planes colours;  // n of them, in byte units; behind them in the same memory:
+    Matrix colours;  // (3, n) in byte units; behind them in the same memory:
     uint32_t *count; // (n) pixels of each
-    real *distance;  // (n) squared, to the nearest centre
-    uint16_t *owner; // (n) that centre
+    real *distance;  // (n) squared, to the nearest first centre
+    uint16_t *owner; // (n) the nearest centre
 } Histogram;
 
 enum { ALL_COLOURS = 1 << 24 }; // of three bytes
@@ -1755,21 +1730,19 @@ static int histogram_make(Histogram *h, const uint8_t *rgb, Size pixels) {
     for (Size i = 0; i < pixels; i++, rgb += 3) n += !table[rgb[0] << 16 | rgb[1] << 8 | rgb[2]]++;
     real *memory = zalloc(n * 6, sizeof *memory); // no count or owner is larger than a real
     if (memory)
-        *h = (Histogram){.colours = {n, memory},
-                         .count = (void *)(memory + 3 * n),
-                         .distance = memory + 4 * n,
-                         .owner = (void *)(memory + 5 * n)};
+        *h = (Histogram){matrix(memory, 3, n), (void *)(memory + 3 * n), memory + 4 * n,
+                         (void *)(memory + 5 * n)};
     for (Size i = 0; i < ALL_COLOURS && memory; i++) {
         if (!table[i]) continue;
-        for (int j = 0; j < 3; j++) h->colours.plane[j * n + k] = (real)(i >> (16 - 8 * j) & 255);
+        for (int j = 0; j < 3; j++) memory[j * n + k] = (real)(i >> (16 - 8 * j) & 255);
         h->count[k++] = table[i];
     }
     free(table);
     return memory ? 0 : -1;
 }
 
-static void colour_of(real colour[3], const Planes *p, Size i) {
-    for (int j = 0; j < 3; j++) colour[j] = p->plane[j * p->n + i];
+static void colour_of(real colour[3], Matrix colours, Size i) {
+    for (int j = 0; j < 3; j++) colour[j] = *element(colours, j, i);
 }
 
 /* Greedy k-means++ (Arthur and Vassilvitskii 2007): each next centre is the best of a few
@@ -1782,11 +1755,11 @@ static double mass_with(const Histogram *h, const real *centre) {
     enum { BLOCK = BLOCK_OF(1024, 3) };
     double sum = 0;
 #pragma omp parallel for schedule(static) reduction(+ : sum)
-    for (Size from = 0; from < h->colours.n; from += BLOCK) {
+    for (Size from = 0; from < h->colours.cols; from += BLOCK) {
         double mass = 0;
 #pragma omp simd reduction(+ : mass)
-        for (Size i = from; i < min(h->colours.n, from + BLOCK); i++) {
-            real square = squared_distance(&h->colours, i, centre);
+        for (Size i = from; i < min(h->colours.cols, from + BLOCK); i++) {
+            real square = squared_distance(h->colours, i, centre);
             mass += h->count[i] * (double)(square < h->distance[i] ? square : h->distance[i]);
         }
         sum += mass;
@@ -1796,15 +1769,15 @@ static double mass_with(const Histogram *h, const real *centre) {
 
 static Size draw_by_mass(const Histogram *h, double goal) {
     Size chosen = 0;
-    for (Size i = 0; i < h->colours.n && goal >= 0; i++) {
+    for (Size i = 0; i < h->colours.cols && goal >= 0; i++) {
         if (h->distance[i] > 0) chosen = i;
         goal -= h->count[i] * (double)h->distance[i];
     }
     return chosen;
 }
 
-static void choose_centres(const Planes *centres, const Histogram *h, uint64_t seed, Watch watch) {
-    Size K = centres->n, n = h->colours.n;
+static void choose_centres(Matrix centres, const Histogram *h, uint64_t seed, Watch watch) {
+    Size K = centres.cols, n = h->colours.cols;
     real colour[3], centre[3] = {1e4, 1e4, 1e4};       // so far away that it takes none
     for (Size i = 0; i < n; i++) h->distance[i] = 1e6; // beyond all others: the first takes all
     for (Size k = 0; k < K; k++) {
@@ -1814,15 +1787,15 @@ static void choose_centres(const Planes *centres, const Histogram *h, uint64_t s
         for (int trial = 0; trial < trials; trial++) {
             uint64_t stream = stream_of(FOR_PALETTE, trial);
             double uniform = random_uniform(seed, stream, k), left;
-            colour_of(colour, &h->colours, draw_by_mass(h, mass * uniform));
+            colour_of(colour, h->colours, draw_by_mass(h, mass * uniform));
             if ((left = mass_with(h, colour)) >= least) continue;
             least = left;
             memcpy(centre, colour, sizeof centre);
         }
-        for (int j = 0; j < 3; j++) centres->plane[j * K + k] = centre[j];
+        for (int j = 0; j < 3; j++) *element(centres, j, k) = centre[j];
 #pragma omp parallel for schedule(static)
         for (Size i = 0; i < n; i++) {
-            real square = squared_distance(&h->colours, i, centre);
+            real square = squared_distance(h->colours, i, centre);
             h->owner[i] = square < h->distance[i] ? (uint16_t)k : h->owner[i];
             h->distance[i] = square < h->distance[i] ? square : h->distance[i];
         }
@@ -1831,27 +1804,27 @@ static void choose_centres(const Planes *centres, const Histogram *h, uint64_t s
 
 /* Lloyd's two steps. First, move each centre to the mean of its pixels; one without pixels
    stays. */
-static void move_centres(const Planes *centres, const Histogram *h, uint64_t *sums) {
-    Size K = centres->n, n = h->colours.n;
+static void move_centres(Matrix centres, const Histogram *h, uint64_t *sums) {
+    Size K = centres.cols;
     memset(sums, 0, 4 * K * sizeof *sums); // (K, 4): red, green, blue, pixels
-    for (Size i = 0; i < n; i++) {
+    for (Size i = 0; i < h->colours.cols; i++) {
         uint64_t *sum = sums + 4 * h->owner[i];
-        for (int j = 0; j < 3; j++) sum[j] += (uint64_t)h->colours.plane[j * n + i] * h->count[i];
+        for (int j = 0; j < 3; j++) sum[j] += (uint64_t)*element(h->colours, j, i) * h->count[i];
         sum[3] += h->count[i];
     }
     for (Size k = 0; k < K; k++)
         for (int j = 0; j < 3 && sums[4 * k + 3]; j++)
-            centres->plane[j * K + k] = (real)((double)sums[4 * k + j] / (double)sums[4 * k + 3]);
+            *element(centres, j, k) = (real)((double)sums[4 * k + j] / (double)sums[4 * k + 3]);
 }
 
 /* Second, give each colour to its nearest centre; returns how many changed hands. */
-static Size assign(const Planes *centres, const Histogram *h) {
+static Size assign(Matrix centres, const Histogram *h) {
     Size changed = 0;
 #pragma omp parallel for schedule(static) reduction(+ : changed)
-    for (Size i = 0; i < h->colours.n; i++) {
+    for (Size i = 0; i < h->colours.cols; i++) {
         real colour[3];
-        colour_of(colour, &h->colours, i);
-        Size owner = nearest(centres, colour, &h->distance[i]);
+        colour_of(colour, h->colours, i);
+        Size owner = nearest(centres, colour);
         changed += owner != h->owner[i];
         h->owner[i] = owner;
     }
@@ -1863,35 +1836,35 @@ Size palette_build(real *palette, Size K, const uint8_t *rgb, Size n, uint64_t s
     Histogram h;
     if (n < 1 || n > UINT32_MAX) return fail("a palette takes 1 to 2^32 - 1 pixels, not %lld", n);
     if (histogram_make(&h, rgb, n)) return -1;
-    Size changed = 1, count = min(K, h.colours.n);
-    Planes centres = {count, zalloc(3 * count, sizeof(real))};
+    Size changed = 1, count = min(K, h.colours.cols);
+    Matrix centres = matrix(zalloc(3 * count, sizeof(real)), 3, count);
     uint64_t *sums = zalloc(4 * count, sizeof *sums);
-    int ready = centres.plane && sums;
-    if (ready) choose_centres(&centres, &h, seed, watch);
+    int ready = centres.data && sums;
+    if (ready) choose_centres(centres, &h, seed, watch);
     for (Size i = 0; i < iterations && changed && ready; i++) {
         if (watch) watch("palette, k-means at the longest", i, iterations);
-        move_centres(&centres, &h, sums);
-        changed = assign(&centres, &h);
+        move_centres(centres, &h, sums);
+        changed = assign(centres, &h);
     }
     for (Size i = 0; i < 3 * count && ready; i++)
-        palette[i] = centres.plane[i % 3 * count + i / 3] / (real)127.5 - 1;
+        palette[i] = *element(centres, i % 3, i / 3) / (real)127.5 - 1;
     free(sums);
-    free(centres.plane);
-    free(h.colours.plane);
+    free(centres.data);
+    free(h.colours.data);
     return ready ? count : -1;
 }
 
 int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const real *palette, Size K) {
-    Planes centres = {K, zalloc(3 * K, sizeof(real))};
-    if (!centres.plane) return -1;
-    for (Size i = 0; i < 3 * K; i++) centres.plane[i % 3 * K + i / 3] = palette[i];
+    Matrix centres = matrix(zalloc(3 * K, sizeof(real)), 3, K);
+    if (!centres.data) return -1;
+    for (Size i = 0; i < 3 * K; i++) *element(centres, i % 3, i / 3) = palette[i];
 #pragma omp parallel for schedule(static)
     for (Size i = 0; i < n; i++) {
-        real colour[3], distance;
+        real colour[3];
         for (Size j = 0; j < 3; j++) colour[j] = rgb[3 * i + j] / (real)127.5 - 1;
-        tokens[i] = nearest(&centres, colour, &distance);
+        tokens[i] = nearest(centres, colour);
     }
-    free(centres.plane);
+    free(centres.data);
     return 0;
 }
 
@@ -1907,21 +1880,9 @@ void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *p
    each position's keys and values never change once computed, so they are kept: a step costs one
    row of every matrix product, and reads every weight once for all B images. */
 
-Sampler *sampler_new(const Config *c, Size B) {
-    if (is_causal(c)) return activations_new(c, B, KEEP_PAST);
-    return fail("only a model trained with L_AR can draw pictures, this one is BERT"), NULL;
-}
-
-real *sampler_step(const Model *m, Sampler *s, Size t, const uint16_t *previous, Size step,
-                   Size B) {
-    Size d = m->config.n_embd;
-    const real *wte = weight(m, WTE, 0).data, *wpe = weight(m, WPE, 0).data + t * d;
-    for (Size b = 0; b < B; b++) {
-        const real *content = wte + (t ? previous[b * step] : m->config.n_vocab) * d;
-        for (Size i = 0; i < d; i++) s->layer->h[b * d + i] = content[i] + wpe[i];
-    }
+real *sampler_step(const Model *m, Activations *s, Size t, const uint16_t *tokens, Size B) {
     s->t = t;
-    model_blocks(m, s, B);
+    model_forward(m, s, &(Batch){B, tokens, NULL, NULL});
     return model_logits(m, s, B);
 }
 
@@ -1952,11 +1913,11 @@ static int draw_token(real *probs, Size K, double uniform, const Drawing *drawin
     return isfinite(sum) ? (int)last : -1;
 }
 
-int sample_positions(const Model *m, Sampler *s, uint16_t *tokens, Size B, Size t, Size end,
+int sample_positions(const Model *m, Activations *s, uint16_t *tokens, Size B, Size t, Size end,
                      Size given, const Drawing *drawing) {
     Size T = positions(&m->config), K = m->config.n_vocab;
     for (; t < end; t++) {
-        real *logits = sampler_step(m, s, t, tokens + (t ? t - 1 : 0), T, B);
+        real *logits = sampler_step(m, s, t, tokens, B);
         for (Size b = 0; b < B && t >= given; b++) {
             double uniform = sample_uniform(drawing->seed, drawing->first + b, t);
             int token = draw_token(logits + b * K, K, uniform, drawing);
@@ -4187,11 +4148,11 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
     Size B = lines ? o->n : min(n, sample_batch(&m->config));
     Size beside = lines ? 2 : 0, shown = across > 0 ? min(B, across - beside) : 1;
     Size share = alone ? ceil_div(B, threads) : B, n_samplers = ceil_div(B, share);
-    Sampler *samplers[SAMPLE_BATCH]; // B of them at most
+    Activations *samplers[SAMPLE_BATCH]; // B of them at most
     uint8_t *rgb = need_memory((shown + beside) * T, 3);
     if (alone) threads_set(1);
     for (Size k = 0; k < n_samplers; k++)
-        need((samplers[k] = sampler_new(&m->config, share)) != NULL);
+        need((samplers[k] = activations_new(&m->config, share, KEEP_PAST)) != NULL);
     for (Size i = 0; i < n && !interrupted; i += B, tokens += B * T) {
         Drawing drawing = {o->seed, i, o->temperature, o->top_k};
         Size count = min(B, n - i), row = 0;
@@ -4307,7 +4268,7 @@ static Scores evaluate(const Model *m, Pass *pass, Size B, const Images *set, co
             for (Size j = 0; j < n * C && classes; j++)
                 logits[j] += pass->acts->classes[j] / (real)draws;
         }
-        if (classes) class_losses(logits, pass->labels, n, C, &sum);
+        if (classes) class_losses(logits, pass->labels, n, C, 0, &sum);
     }
     free(logits);
     double n = (double)subset->n;

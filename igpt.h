@@ -103,10 +103,11 @@ typedef struct {
     const uint16_t *labels; // (B) < C or NO_LABEL; may be NULL where L_CLF is not asked for
 } Batch;
 
-/* h (B, T, d) = content + wpe. wte (K + 1, d), its last row is sos; wpe (T, d). Without mask (AR):
-   content at t is wte[token at t - 1], at 0 sos. With it (BERT): wte[token at t], 0 if masked. */
+/* h (B, n, d) = content + wpe, of n positions from `first` on; backward is of all. wte (K + 1, d),
+   its last row is sos; wpe (T, d). Without mask (AR): content at t is wte[token at t - 1], at 0
+   sos. With it (BERT): wte[token at t], 0 if masked. */
 IGPT_API void embed_forward(real *h, const Batch *batch, const real *wte, const real *wpe, Size T,
-                            Size d, Size K);
+                            Size d, Size K, Size first, Size n);
 IGPT_API void embed_backward(real *dwte, real *dwpe, const real *dh, const Batch *batch, Size T,
                              Size d, Size K);
 
@@ -190,7 +191,7 @@ IGPT_API void model_randomise(Model *model, uint64_t seed);
 
 /* What a pass keeps: nothing (evaluation), all that backward needs, or each block's input only,
    from which backward runs the block again (the same bits for less memory and more time). */
-enum { KEEP_NOTHING, KEEP_ALL, KEEP_INPUTS, KEEP_PAST }; // the last: keys and values, a Sampler's
+enum { KEEP_NOTHING, KEEP_ALL, KEEP_INPUTS, KEEP_PAST }; // the last: keys and values, to sample
 
 /* Memory for passes of at most B images, on at most threads_get() threads. One allocation;
    activations_bytes() tells its size without making it. Give back with free(). */
@@ -248,15 +249,11 @@ IGPT_API int palette_index(uint16_t *tokens, const uint8_t *rgb, Size n, const r
 IGPT_API void palette_colours(uint8_t *rgb, const uint16_t *tokens, Size n, const real *palette);
 
 /* ---- 7 sampling ----------------------------------------------------------------------------- */
-typedef Activations Sampler; // for sampler_step and sample_positions, which take nothing else
-/* Memory to draw up to B images at once, activations_bytes(config, B, KEEP_PAST) of it, most of it
-   keys and values; given back with free(). NULL for a BERT model, too. */
-IGPT_API Sampler *sampler_new(const Config *config, Size B);
-
-/* Feed position t of B images and return logits (B, K) for it: softmax gives p(x_t | x_<t). Image
-   b's token at t - 1 is previous[b * step]. Positions come in order from 0, with the same B. */
-IGPT_API real *sampler_step(const Model *model, Sampler *sampler, Size t, const uint16_t *previous,
-                            Size step, Size B);
+/* Both functions below take activations made with KEEP_PAST, which a BERT model has not. Feed
+   position t of B images, tokens (B, T) known before t, and return logits (B, K) for it: softmax
+   gives p(x_t | x_<t). Positions come in order from 0, with the same B. */
+IGPT_API real *sampler_step(const Model *model, Activations *acts, Size t, const uint16_t *tokens,
+                            Size B);
 
 /* How images are drawn: logits are divided by temperature (> 0); top_k > 0 keeps only the most
    probable colours. Image b of those drawn together is number first + b of the seed's. */
@@ -273,7 +270,7 @@ IGPT_API double sample_uniform(uint64_t seed, Size image, Size t);
 /* Go on with B images, tokens (B, T), from position t on to `end` (all at once, or row after row to
    show them as they grow): positions before `given` are there already and only fed, the others are
    drawn. Neither threads nor B change an image. -1 where logits give no probabilities. */
-IGPT_API int sample_positions(const Model *model, Sampler *sampler, uint16_t *tokens, Size B,
+IGPT_API int sample_positions(const Model *model, Activations *acts, uint16_t *tokens, Size B,
                               Size t, Size end, Size given, const Drawing *drawing);
 
 /* ---- 8 probe -------------------------------------------------------------------------------- */

@@ -233,7 +233,7 @@ static double layer_loss(void *context) {
     double sum = 0;
     switch (l->kind) {
     case LAYER_NORM: rms_forward(out, left, x, w, rows, d); break;
-    case LAYER_EMBEDDING: embed_forward(out, &l->batch, x, w, l->a.T, d, K); break;
+    case LAYER_EMBEDDING: embed_forward(out, &l->batch, x, w, l->a.T, d, K, 0, l->a.T); break;
     case LAYER_ATTENTION: attention_forward(&l->a, out, left, x); break;
     case LAYER_GELU: gelu_forward(out, x, rows, d); break;
     case LAYER_NLL:
@@ -925,18 +925,15 @@ enum { DRAW_PX = 6, DRAW_T = 36, DRAW_K = 11 }; // of whole_drawing
 static void test_cache_is_forward(void) {
     enum { B = 3, T = DRAW_T, K = DRAW_K };
     Whole w;
-    uint16_t previous[B] = {0};
     double most = 0;
     REQUIRE(!whole_make(&w, whole_drawing, &aims[AIM_AR], B, KEEP_NOTHING));
-    Sampler *sampler = keep(sampler_new(&w.model.config, B));
+    Activations *sampler = keep(activations_new(&w.model.config, B, KEEP_PAST));
     model_forward(&w.model, w.acts, &w.batch);
     const real *all = model_logits(&w.model, w.acts, B); // (B, T, K)
     for (Size t = 0; t < T; t++) {
-        const real *logits = sampler_step(&w.model, sampler, t, previous, 1, B);
-        for (Size b = 0; b < B; b++) {
+        const real *logits = sampler_step(&w.model, sampler, t, w.batch.tokens, B);
+        for (Size b = 0; b < B; b++)
             most = larger(most, reals_apart(logits + b * K, all + (b * T + t) * K, K));
-            previous[b] = w.batch.tokens[b * T + t];
-        }
     }
     CHECK(most < (IS_DOUBLE ? 1e-12 : 1e-4), "off by %g", most);
 }
@@ -944,7 +941,7 @@ static void test_cache_is_forward(void) {
 /* Draw n whole pictures, B at a time. */
 static void draw_pictures(const Model *m, uint16_t *tokens, Size n, Size B, Drawing drawing) {
     Size T = m->config.n_px * m->config.n_px, first = drawing.first;
-    Sampler *sampler = keep(sampler_new(&m->config, B));
+    Activations *sampler = keep(activations_new(&m->config, B, KEEP_PAST));
     for (Size i = 0; i < n; i += B) {
         drawing.first = first + i;
         sample_positions(m, sampler, tokens + i * T, n - i < B ? n - i : B, 0, T, 0, &drawing);
@@ -965,7 +962,7 @@ static void test_samples_do_not_depend_on_the_split(void) {
     }
     draw_pictures(&w.model, *some, 2, 2, (Drawing){5, 3, 1, 0});
     CHECK(!memcmp(all[3], some, 2 * sizeof *all), "the third picture differs");
-    Sampler *sampler = keep(sampler_new(&w.model.config, 3));
+    Activations *sampler = keep(activations_new(&w.model.config, 3, KEEP_PAST));
     for (Size t = 0; t < T; t += DRAW_PX)
         sample_positions(&w.model, sampler, *some, 3, t, t + DRAW_PX, 0, &five);
     CHECK(!memcmp(all, some, 3 * sizeof *all), "rows of pixels one by one differ");
@@ -1025,7 +1022,7 @@ static void test_trained_model(void) {
     REQUIRE(!safetensors_open(&file, path));
     const uint16_t *stored = stored_tokens(&file, "tokens", N * T);
     safetensors_close(&file);
-    Sampler *sampler = keep(sampler_new(&m.config, N));
+    Activations *sampler = keep(activations_new(&m.config, N, KEEP_PAST));
     for (Size t = 0; t < T; t++) {
         sample_positions(&m, sampler, tokens, N, t, t + 1, 0, &drawing);
         for (Size i = t; i < N * T; i += T) {

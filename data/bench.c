@@ -196,7 +196,6 @@ typedef struct {
     Activations *acts;
     Adam adam;
     Size from; // sampling: the first of POSITIONS
-    Sampler *sampler;
 } Work;
 
 static void training_run(void *context) {
@@ -226,17 +225,17 @@ static void bench_training(const char *name, const Config *config, Size B, Size 
 enum { POSITIONS = 8 }; // of a picture, in its middle
 
 static void sampling_run(void *context) {
-    static const uint16_t previous[32]; // whichever colour
     Work *w = context;
     for (Size t = w->from; t < w->from + POSITIONS; t++)
-        sampler_step(&w->model, w->sampler, t, previous, 1, w->batch.B);
+        sampler_step(&w->model, w->acts, t, w->batch.tokens, w->batch.B);
 }
 
 /* One image at a time is limited by memory: a position reads all weights of the products, and the
    keys and values of those before it. Several are limited by arithmetic. */
 static void bench_sampling(const char *name, const Config *config) {
+    static const uint16_t tokens[32 * 32 * 32]; // whichever colours
     Size T = config->n_px * config->n_px, reals = config->n_layer * T * config->n_embd;
-    Work w = {.from = T / 2};
+    Work w = {.from = T / 2, .batch = {.tokens = tokens}};
     need(!model_init(&w.model, *config));
     model_randomise(&w.model, 1);
     for (const Tensor *t = w.model.tensors; t < w.model.tensors + w.model.n_tensors; t++)
@@ -246,10 +245,10 @@ static void bench_sampling(const char *name, const Config *config) {
         double work =
             B == 1 ? (double)reals * sizeof(real) : model_flops(&w.model) / (double)T * (double)B;
         w.batch.B = B;
-        need((w.sampler = sampler_new(config, B)) != NULL);
+        need((w.acts = activations_new(config, B, KEEP_PAST)) != NULL);
         report(measure(sampling_run, &w, 1e-9 * work * POSITIONS, B == 1 ? &memory : &peak),
                B == 1 ? "GB/s" : "GFLOP/s", "%s sampling, %lld at a time", name, B);
-        free(w.sampler);
+        free(w.acts);
     }
     model_free(&w.model);
 }

@@ -16,18 +16,18 @@ static int complete(const char *dir, const char *path) {
     Dataset data;
     if (model_load(&model, dir) || dataset_read(&data, "data/emoji", model.config.n_px)) return -1;
     Size px = model.config.n_px, T = px * px;
-    Sampler *sampler = sampler_new(&model.config, 1);
+    Activations *acts = activations_new(&model.config, 1, KEEP_PAST);
     uint8_t *rgb = malloc((size_t)(3 * T));
     const Drawing drawing = {.seed = 1, .temperature = 0.85};
-    int bad = !sampler || !rgb || images_quantise(&data.test, model.palette, model.config.n_vocab);
+    int bad = !acts || !rgb || images_quantise(&data.test, model.palette, model.config.n_vocab);
     if (!bad) {
         uint16_t *tokens = data.test.tokens; // the first picture; its second half is drawn anew
-        bad = sample_positions(&model, sampler, tokens, 1, 0, T, T / 2, &drawing);
+        bad = sample_positions(&model, acts, tokens, 1, 0, T, T / 2, &drawing);
         palette_colours(rgb, tokens, T, model.palette);
         bad = bad || sheet_write(path, rgb, 1, px, 1);
     }
     free(rgb);
-    free(sampler);
+    free(acts);
     dataset_free(&data);
     model_free(&model);
     return bad ? -1 : 0;
