@@ -1277,8 +1277,9 @@ static Size positions(const Config *c) { return c->n_px * c->n_px; }
 static void add(Model *m, int kind, Size layer, const char *name, Size rows, Size cols, double std,
                 int has_bias) {
     Tensor *t = &m->tensors[m->n_tensors++];
-    *t = (Tensor){"", rows, cols, m->n_params, std, kind, has_bias};
-    snprintf(t->name, sizeof t->name, name, layer);
+    *t = (Tensor){"", "", rows, cols, m->n_params, std, kind};
+    int n = snprintf(t->name, sizeof t->name, name, layer);
+    if (has_bias) snprintf(t->bias, sizeof t->bias, "%.*sbias", n - 6, t->name); // for "weight"
     m->n_params += rows * cols;
 }
 
@@ -2312,40 +2313,34 @@ static int is_space(int c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 /* One of a PNM header's numbers, and the one white space behind it; -1: it is not 1 to limit. As
    Netpbm has it, a '#' starts a comment that counts, with all up to the end of its line, as that
    line end. */
-static Size pnm_number(uint8_t **p, Size limit) {
-    Size v = 0;
-    for (int started = 0;; ++*p) {
-        if (**p == '#') *p += strcspn((const char *)*p, "\r\n");
-        if (is_space(**p) && started) return ++*p, v >= 1 && v <= limit ? v : -1;
-        if (is_space(**p)) continue;
-        if (**p < '0' || **p > '9') return -1;
-        v = min(v * 10 + **p - '0', limit + 1);
-        started = 1;
+static Size pnm_number(FILE *f, Size limit) {
+    for (Size v = -1;;) { // no digit yet
+        int c = getc(f);
+        if (c == '#')
+            while (c != '\n' && c != '\r' && c != EOF) c = getc(f);
+        if (is_space(c) && v >= 0) return v >= 1 && v <= limit ? v : -1;
+        if (is_space(c)) continue;
+        if (c < '0' || c > '9') return -1;
+        v = min((v < 0 ? 0 : v * 10) + c - '0', limit + 1);
     }
 }
 
-/* A PPM (P6) or PGM (P5), brought to px x px. Nothing is read, or made room for, before the header
-   and the file's length agree. Samples are brought to one byte each where they are. */
+/* A PPM (P6) or PGM (P5), brought to px x px. There is room for pixels only where the header and
+   the file's length agree. Samples are brought to one byte each where they are. */
 static int pnm_read(FILE *f, const char *path, uint8_t *out, Size px) {
-    enum { MOST = 4096 }; // of the header, with its comments
-    uint8_t header[MOST + 1] = "", *p = header + 2, *bytes;
-    Size length = file_size(f);
-    if (bytes_next(f, header, min(length, MOST), path)) return -1;
-    if (header[0] != 'P' || (header[1] != '5' && header[1] != '6') || !(is_space(*p) || *p == '#'))
+    int p = getc(f), type = getc(f), next = ungetc(getc(f), f);
+    if (p != 'P' || (type != '5' && type != '6') || !(is_space(next) || next == '#'))
         return fail("%s: wrong magic number, neither P6 (binary PPM) nor P5 (PGM)", path);
-    Size width = pnm_number(&p, MAX_SIDE), height = pnm_number(&p, MAX_SIDE);
-    Size maxval = pnm_number(&p, 65535);
+    Size width = pnm_number(f, MAX_SIDE), height = pnm_number(f, MAX_SIDE);
+    Size maxval = pnm_number(f, 65535), left = file_size(f) - ftello(f);
     if (width < 0 || height < 0 || maxval < 0)
-        return fail("%s: its header, of %d bytes at most, has no width and height of 1 to %d, and "
-                    "maxval to 65535",
-                    path, MOST, MAX_SIDE);
-    Size channels = header[1] == '5' ? 1 : 3,
-         size = maxval > 255 ? 2 : 1; // of a sample, big-endian
-    Size samples = width * height * channels, n = samples * size, start = p - header;
-    if (length - start < n)
-        return fail("%s: truncated, %lld bytes of pixels instead of %lld", path, length - start, n);
-    if (fseeko(f, start, SEEK_SET)) return fail("%s: %s", path, strerror(errno));
-    if (!(bytes = bytes_read(f, n, n, path))) return -1;
+        return fail("%s: its header has no width and height of 1 to %d, and maxval to 65535", path,
+                    MAX_SIDE);
+    Size channels = type == '5' ? 1 : 3, size = maxval > 255 ? 2 : 1; // of a sample, big-endian
+    Size samples = width * height * channels, n = samples * size;
+    if (left < n) return fail("%s: truncated, %lld bytes of pixels instead of %lld", path, left, n);
+    uint8_t *bytes = bytes_read(f, n, n, path);
+    if (!bytes) return -1;
     int bad = 0;
     for (Size i = 0; i < samples && !bad; i++) {
         Size v = (Size)get_int(bytes + i * size, (int)size, BIG);
@@ -2552,6 +2547,7 @@ static int layout_read(Dataset *data, const Layout *layout, const char *dir) {
 
 /* Folders of pictures. */
 
+/* Of pointers to names, or of structs that begin with one, such as Stored. */
 static int by_name(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
@@ -2974,18 +2970,15 @@ static int by_place(const void *a, const void *b) {
     return (x->end > y->end) - (x->end < y->end);
 }
 
-static int by_tensor_name(const void *a, const void *b) {
-    return strcmp(((const Stored *)a)->name, ((const Stored *)b)->name);
-}
-
 /* All entries are sound, and their data fills the file up to its end: no overlap, no hole, no
    rest. They are kept in the order of their names, to be found by. */
 static int entries_read(Safetensors *s) {
     enum { SHORTEST = 48 }; // "":{"dtype":"","shape":[],"data_offsets":[0,0]},
     Size n = 0, reached = s->start;
     Stored *list = s->tensors = zalloc(s->start / SHORTEST + 2, sizeof *list);
-    char *name = s->names = zalloc(s->start, 1), *end = name + s->start; // decoded, none is longer
+    char *name = s->names = zalloc(s->start, 1); // decoded, none is longer
     if (!list || !name) return -1;
+    const char *end = name + s->start;
     for (const char *key = json_first(s->header); key; key = json_next(key)) {
         const char *value = json_value(key), *item = json_first(value);
         json_text(key, name, end - name);
@@ -3006,10 +2999,10 @@ static int entries_read(Safetensors *s) {
                         list[i].begin > reached ? "no tensor"
                         : i < n                 ? "two tensors"
                                                 : "a tensor, but the file ends there: truncated");
-    qsort(list, n, sizeof *list, by_tensor_name);
+    qsort(list, n, sizeof *list, by_name);
     s->n_tensors = n;
     for (Size i = 1; i < n; i++)
-        if (!by_tensor_name(&list[i - 1], &list[i]))
+        if (!by_name(&list[i - 1], &list[i]))
             return fail("%s: tensor %.200s stands there twice", s->path, list[i].name);
     return 0;
 }
@@ -3043,12 +3036,9 @@ void safetensors_close(Safetensors *s) {
 }
 
 int safetensors_find(const Safetensors *s, const char *name, Stored *found) {
-    const Stored key = {.name = name};
-    const Stored *is = bsearch(&key, s->tensors, s->n_tensors, sizeof key, by_tensor_name);
-    if (!is) return 0;
-    *found = *is;
-    found->name = name;
-    return 1;
+    const Stored *is = bsearch(&name, s->tensors, s->n_tensors, sizeof *is, by_name);
+    if (is) *found = *is, found->name = name;
+    return is != NULL;
 }
 
 int safetensors_metadata(const Safetensors *s, const char *key, char *out, Size room) {
@@ -3159,8 +3149,9 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
         for (Size i = 0; i < count && !bad && !ferror(f); i++) {
             double x = t->data ? (double)t->data[i] : t->wide ? t->wide[i] : 0;
             uint64_t bits = encode(t->dtype, x);
-            if (t->dtype == F16 && isfinite(x) && fabs(x) >= F16_LIMIT)
-                bad = fail("%s: tensor %s: %g is too large for F16", path, t->name, x);
+            if (isfinite(x) && isinf(decode(t->dtype, bits)))
+                bad = fail("%s: tensor %s: %g is too large for %s", path, t->name, x,
+                           dtypes[t->dtype].name);
             for (int b = 0; b < dtypes[t->dtype].bytes; b++) // f remembers where that fails
                 putc_unlocked((int)(bits >> 8 * b & 0xff), f);
         }
@@ -3173,21 +3164,12 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
 
 /* The list, n long, of a model's tensors in a file; a bias has no data. NULL: no memory. */
 static Stored *stored_list(const Model *m, int dtype, Size *n) {
-    char (*bias_name)[sizeof m->tensors->name]; // behind the list, in the same memory
-    Size most = 2 * m->n_tensors;
-    Stored *list = zalloc(most, sizeof *list + sizeof *bias_name), *s = list;
-    bias_name = (void *)(list + most);
+    Stored *list = zalloc(2 * m->n_tensors, sizeof *list), *s = list;
     for (const Tensor *t = m->tensors; list && t < m->tensors + m->n_tensors; t++) {
-        const Stored matrix = {.dtype = dtype, .n_dim = 2, .shape = {t->rows, t->cols}};
-        const Stored row = {.dtype = dtype, .n_dim = 1, .shape = {t->cols}};
-        *s = t->std < 0 ? row : matrix; // a gain is (1, cols) here
-        s->name = t->name;
-        s++->data = m->params + t->offset;
-        if (!t->has_bias) continue;
-        int stem = (int)(strrchr(t->name, '.') - t->name); // "x.weight" to "x.bias"
-        snprintf(*bias_name, sizeof *bias_name, "%.*s.bias", stem, t->name);
-        *s = row;
-        s++->name = *bias_name++;
+        const real *data = m->params + t->offset;
+        if (t->std < 0) *s++ = (Stored){t->name, dtype, 1, {t->cols}, .data = data}; // a gain
+        else *s++ = (Stored){t->name, dtype, 2, {t->rows, t->cols}, .data = data};
+        if (*t->bias) *s++ = (Stored){t->bias, dtype, 1, {t->cols}, .data = NULL};
     }
     *n = s - list;
     return list;

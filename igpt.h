@@ -160,11 +160,11 @@ IGPT_API int config_check(const Config *config); // -1: the sizes make no model
 /* A parameter tensor, made by the one list in igpt.c that names them all. */
 typedef struct {
     char name[64];   // Hugging Face's
+    char bias[64];   // of the bias (cols) that it expects beside, here always zero; "": none
     Size rows, cols; // (in, out) for the matrices of a block; a gain is (1, cols)
     Size offset;     // of its first element in params
     double std;      // standard deviation of its initial values; < 0: all 1
     int kind;        // which of the list's; igpt.c has the enumeration
-    int has_bias;    // Hugging Face expects a bias (cols) beside it, here always zero
 } Tensor;
 
 typedef char ClassName[128]; // UTF-8; a longer name is cut
@@ -351,8 +351,7 @@ IGPT_API int dataset_read(Dataset *data, const char *dir, Size n_px);
 IGPT_API void dataset_free(Dataset *data); // and zero it; a zeroed one is left as it is
 
 /* Read one binary PPM (P6) or PGM (P5; r = g = b), up to 32768 pixels a side and maxval 65535, the
-   first of the file, with a header of up to 4096 bytes, and bring it to rgb (px, px, 3) as
-   image_resize does. */
+   first of the file, and bring it to rgb (px, px, 3) as image_resize does. */
 IGPT_API int image_read(const char *path, uint8_t *rgb, Size px);
 
 /* Bring the centre square of rgb (height, width, 3; 1 to 32768 a side) to out (px, px, 3; px 1 to
@@ -387,7 +386,8 @@ IGPT_API int labels_split(const Images *set, Size n_class, Size per_class, uint6
    json_next    the item or key after this one
    json_value   what stands behind a key
    json_text    a string, in UTF-8, into out; -1 where it is none or needs more than `room` bytes
-   json_number  a number, or 1 and 0 for true and false; else NaN */
+   json_number  a number, or 1 and 0 for true and false; else NaN
+   A program that calls setlocale() must leave LC_NUMERIC at "C": files are written and read so. */
 IGPT_API int json_check(const char *text, Size length, const char *name);
 IGPT_API char *json_read(const char *path, Size most);
 IGPT_API const char *json_get(const char *value, const char *key);

@@ -2028,6 +2028,9 @@ static void test_safetensors_write_refused(void) {
     CHECK(safetensors_write(path, &t, 1, NULL) == -1, "65520 was written as F16");
     check_holds(error_text(), "old.st: tensor x: 65520");
     CHECK(!read_x(path, x, NULL) && x[N - 1] == 65520, "the old file is gone");
+    const double large = -0x1.ffffffp127; // from here on floats are infinite
+    const Stored wide = {.name = "w", .dtype = F32, .n_dim = 1, .shape = {1}, .wide = &large};
+    CHECK(safetensors_write(path, &wide, 1, NULL) == -1, "-2^128 was written as F32");
 #ifndef ALONE
     const char *part = scratch_path("old.st.%d.part", (int)getpid()); // what it is writing
     CHECK(access(part, F_OK), "%s is left behind", part);
