@@ -4092,11 +4092,15 @@ static double block_bytes(const Config *c) {
     return 12.0 * (double)(c->n_layer * c->n_embd * c->n_embd) * sizeof(real);
 }
 
+/* A small model's products are too short to be shared out among threads. */
+static int is_small(const Config *c) { return block_bytes(c) < 8e6; }
+
 /* How many are drawn at once. Large models gain by it, since each of their weights is read once for
-   all pictures; small ones lose, whose weights stay in caches if keys and values do not drive them
-   out. */
+   all pictures; others lose, whose weights stay in caches if keys and values do not drive them out.
+   But with a small model no thread should be without a picture. */
 static Size sample_batch(const Config *c) {
-    return sampler_images(c, SAMPLE_BATCH, block_bytes(c) > 3e7 ? 4e9 : 8e6);
+    Size fit = sampler_images(c, SAMPLE_BATCH, block_bytes(c) > 3e7 ? 4e9 : 8e6);
+    return is_small(c) && fit < threads_get() ? min(threads_get(), SAMPLE_BATCH) : fit;
 }
 
 /* How many pictures a run draws whenever it is tested. */
@@ -4117,39 +4121,40 @@ static void completions_line(uint8_t *rgb, const Model *m, const uint16_t *origi
     palette_colours(rgb + 3 * (n + 1) * T, original, T, m->palette);
 }
 
-/* Draw n pictures, several at a time. A small model's products are too short to be shared out among
-   threads: each thread draws pictures of its own instead. For those who wait: how far it is, and
-   the first pictures, as many as fit side by side, growing by a line of characters, which is two
-   rows of pixels. Where they complete originals, the pictures of each are drawn at a time and shown
-   between what is given and the original. */
+/* Draw n pictures, several at a time; each thread some of its own where the model is small. For
+   those who wait: how far it is, and the first pictures, as many as fit side by side, growing by a
+   line of characters, which is two rows of pixels. Where they complete originals, the pictures of
+   each are drawn at a time and shown between what is given and the original. */
 static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows,
                           const uint16_t *originals) {
     Size px = m->config.n_px, T = px * px, across = (terminal_columns() + 1) / (px + 1);
     int lines = originals && console.show && across > 2 && o->n <= SAMPLE_BATCH;
-    int threads = threads_get(), alone = block_bytes(&m->config) < 8e6;
     Size B = lines ? o->n : min(n, sample_batch(&m->config));
     Size beside = lines ? 2 : 0, shown = across > 0 ? min(B, across - beside) : 1;
-    Size share = alone ? ceil_div(B, threads) : B, n_samplers = ceil_div(B, share);
+    int threads = threads_get(), n_samplers = is_small(&m->config) ? (int)min(threads, B) : 1;
     Activations *samplers[SAMPLE_BATCH]; // B of them at most
     uint8_t *rgb = need_memory((shown + beside) * T, 3);
-    if (alone) threads_set(1);
-    for (Size k = 0; k < n_samplers; k++)
-        need((samplers[k] = activations_new(&m->config, share, KEEP_PAST)) != NULL);
+    if (n_samplers > 1) threads_set(1);
+    for (int k = 0; k < n_samplers; k++) {
+        samplers[k] = activations_new(&m->config, ceil_div(B, n_samplers), KEEP_PAST);
+        need(samplers[k] != NULL);
+    }
     for (Size i = 0; i < n && !interrupted; i += B, tokens += B * T) {
         Drawing drawing = {o->seed, i, o->temperature, o->top_k};
-        Size count = min(B, n - i), row = 0;
+        Size count = min(B, n - i), share = ceil_div(count, n_samplers), row = 0;
         int visible = console.show && (i == 0 || lines);
         for (; row < px && !interrupted; row += 2) {
             Size t = row * px, end = min(t + 2 * px, T);
             progress("drawing", i * px + count * row, n * px);
-            if (alone) {
-#    pragma omp parallel for num_threads(threads) schedule(static) ordered
+            if (n_samplers > 1) {
+#    pragma omp parallel for num_threads(n_samplers) schedule(static) ordered
                 for (Size b = 0; b < count; b += share) {
                     Drawing own = {o->seed, i + b, o->temperature, o->top_k};
+                    threads_set(1); // OMP_NUM_THREADS can ask for more within
                     int bad = sample_positions(m, samplers[b / share], tokens + b * T,
                                                min(share, count - b), t, end, rows * px, &own);
 #    pragma omp ordered
-                    need(!bad); // of several that fail, the first says why
+                    need(!bad); // of several pictures that fail, the first says why
                 }
             } else
                 need(!sample_positions(m, *samplers, tokens, count, t, end, rows * px, &drawing));
@@ -4162,7 +4167,7 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
         if (visible) fputc('\n', stderr);
     }
     threads_set(threads);
-    for (Size k = 0; k < n_samplers; k++) free(samplers[k]);
+    for (int k = 0; k < n_samplers; k++) free(samplers[k]);
     free(rgb);
 }
 
