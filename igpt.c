@@ -3178,10 +3178,10 @@ static Stored *stored_list(const Model *m, int dtype, Size *n) {
 /* Read a tensor that must be there in its shape, a bias to scratch. ImageGPTModel saves without
    "transformer." in front, and like a classifier without lm_head; biases may be missing. */
 static int weight_load(const Safetensors *file, const Stored *wanted, real *scratch) {
-    const char *name = wanted->name;
+    const char *name = wanted->name, *bare = strncmp(name, "transformer.", 12) ? name : name + 12;
     Stored s;
     int is_bias = !wanted->data, bad = 0;
-    if (!safetensors_find(file, name, &s) && !safetensors_find(file, strchr(name, '.') + 1, &s)) {
+    if (!safetensors_find(file, name, &s) && !safetensors_find(file, bare, &s)) {
         if (is_bias) return 0;
         int headless =
             safetensors_find(file, "score.weight", &s) || safetensors_find(file, "wte.weight", &s);
@@ -5174,7 +5174,8 @@ static void probe_row(ProbeRun *p, const char *name, Matrix x) {
     row->layer = (double)p->n_rows++;
     for (Size draw = 0; draw < p->draws; draw++) {
         Probe probe;
-        progress("probe", (p->n_rows - 1) * p->draws + draw, (p->layers + 2) * p->draws);
+        progress("probe", (p->n_rows - 1) * p->draws + draw,
+                 (p->layers + 1 + (p->o->concat > 1)) * p->draws);
         need(!probe_fit(&probe, x, p->set.labels, p->part[draw], p->data.n_class,
                         p->right + (p->n_rows - 1) * p->part[draw][TEST_PART].n));
         logs += log10(probe.l2);
