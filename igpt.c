@@ -3036,6 +3036,7 @@ void safetensors_close(Safetensors *s) {
 }
 
 int safetensors_find(const Safetensors *s, const char *name, Stored *found) {
+    if (!s->tensors) return 0; // a closed file
     const Stored *is = bsearch(&name, s->tensors, s->n_tensors, sizeof *is, by_name);
     if (is) *found = *is, found->name = name;
     return is != NULL;
@@ -4506,17 +4507,20 @@ static void loss_chart(const Run *r, const char *path) {
                       r->fine ? 4 : 2));
 }
 
-/* The palette in the file that --palette names, or one that k-means finds in the training pictures;
-   its size becomes o->n_vocab. */
+/* The palette of --palette, read before all else since it has its own size; NULL: none is given. */
+static real *palette_given(Options *o) {
+    Size wanted = o->n_vocab;
+    if (!o->palette) return NULL;
+    real *palette = palette_read(o->palette, &o->n_vocab);
+    need(palette != NULL);
+    if (is_given(o, "n-vocab") && o->n_vocab != wanted)
+        stop("%s has %lld colours, not --n-vocab %lld", o->palette, o->n_vocab, wanted);
+    return palette;
+}
+
+/* One that k-means finds in the training pictures; its size becomes o->n_vocab. */
 static real *palette_make(Options *o, const Images *train) {
     Size wanted = o->n_vocab;
-    if (o->palette) {
-        real *palette = palette_read(o->palette, &o->n_vocab);
-        need(palette != NULL);
-        if (is_given(o, "n-vocab") && o->n_vocab != wanted)
-            stop("%s has %lld colours, not --n-vocab %lld", o->palette, o->n_vocab, wanted);
-        return palette;
-    }
     say(NOTE, "palette: k-means, %lld colours", wanted);
     real *palette = need_memory(wanted * 3, sizeof *palette);
     o->n_vocab = palette_build(palette, wanted, train->rgb, train->n * train->px * train->px,
@@ -4604,7 +4608,7 @@ static void folder_take(const Options *o) {
 static void run_load(Run *r) {
     Options *o = r->o;
     Model *m = &r->model;
-    real *colours = o->palette ? palette_make(o, NULL) : NULL; // first: it has its own size
+    real *colours = palette_given(o);
     Config config = config_of(o);
     const char *from = r->fine ? o->model : o->init;
     int is_new = !o->resume && !from; // the model: its palette and weights are yet to be made
@@ -5042,7 +5046,7 @@ static void palette_sheet(const char *path, const real *palette, Size K, const I
 static void command_palette(Options *o) {
     Dataset data;
     folder_take(o);
-    real *palette = o->palette ? palette_make(o, NULL) : NULL;
+    real *palette = palette_given(o);
     need(!dataset_read(&data, o->data, o->n_px));
     need(!folder_make(o->out));
     folder_take(o);
