@@ -1718,7 +1718,7 @@ static Size nearest(Matrix centres, const real *colour) {
 typedef struct {
     Matrix colours;  // (3, n) in byte units; behind them in the same memory:
     uint32_t *count; // (n) pixels of each
-    real *distance;  // (n) squared, to the nearest first centre
+    real *distance;  // (n) squared, to the nearest centre while these are being chosen
     uint16_t *owner; // (n) the nearest centre
 } Histogram;
 
@@ -4150,14 +4150,15 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
             if (n_samplers > 1) {
 #    pragma omp parallel for num_threads(n_samplers) schedule(static) ordered
                 for (Size b = 0; b < count; b += share) {
-                    Drawing own = {o->seed, i + b, o->temperature, o->top_k};
+                    Drawing own = drawing;
+                    own.first += b;
                     threads_set(1); // OMP_NUM_THREADS can ask for more within
                     int bad = sample_positions(m, samplers[b / share], tokens + b * T,
                                                min(share, count - b), t, end, rows * px, &own);
 #    pragma omp ordered
                     need(!bad); // of several pictures that fail, the first says why
                 }
-            } else
+            } else // not within a region of one thread, where each inner one would start its own
                 need(!sample_positions(m, *samplers, tokens, count, t, end, rows * px, &drawing));
             if (!visible) continue;
             progress_clear();
@@ -5111,6 +5112,7 @@ static void probe_open(ProbeRun *p) {
     if (!set->rgb) stop("out of memory for the labelled pictures");
     memcpy(images_at(set, n_train), test->rgb, test->n * bytes);
     free(test->rgb);
+    train->rgb = test->rgb = NULL;
     p->all = all_of(set);
     p->rows = need_memory(p->layers + 2, sizeof *p->rows);
     p->draws = o->labels_per_class ? PROBE_DRAWS : 1;
