@@ -4,7 +4,7 @@
    It reads from top to bottom, in three parts. An evening is enough for the first; the others are
    there to be looked things up in.
 
-   The method    1 numbers       memory, errors, random numbers, exp, the platform
+   The method    1 numbers       compilers, errors, memory, random numbers, exp
                  2 matmul        the plain product in six lines, then the same one fast
                  3 layers        forward beside backward; attention plain, then fast
                  4 model         the list of tensors, activations, forward, backward
@@ -12,12 +12,13 @@
                  6 palette       k-means: pixels become tokens
                  7 sampling      key-value cache, drawing
                  8 probe         features of every layer, logistic regression by L-BFGS
-   The files     9 images        readers, resizing, augmentation, splits
-                10 checkpoints   JSON, safetensors, the model directory
-                11 pictures      PNG, charts, the terminal
-   The program  12 options       one table: parsing, defaults, help
-                13 training      train, finetune, resume
-                14 commands      sample, complete, eval, probe, palette, info, main
+   The files     9 platform      what differs from one system to the next; writing a file whole
+                10 images        readers, resizing, augmentation, splits
+                11 checkpoints   JSON, safetensors, the model directory
+                12 pictures      PNG, charts, the terminal
+   The program  13 options       one table: parsing, defaults, help
+                14 training      train, finetune, resume
+                15 commands      sample, complete, eval, probe, palette, info, main
 
    igpt.h says of each public function what it takes and returns. Notation in comments: B images, T
    positions, K colours, d = n_embd, H heads of hs = d / H, L layers, C classes; (B, T, d) is
@@ -50,8 +51,7 @@
    hash of (seed, stream, counter), so any of them can be had in any order, by any thread, and
    resuming a run needs nothing but its step number.
 
-   First the platform: all that differs from one compiler or system to the next. A port to another
-   one changes nothing else. Readers of the method go on at "Errors". */
+   First what differs from one compiler to the next; what differs between systems is in section 9. */
 
 #if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16 // 16: it is about _Float16
 #    error                                                                                         \
@@ -59,7 +59,9 @@
 #endif
 
 /* Compilers without GNU C's vectors run the plain routines; tcc has no threads either. */
-#ifdef __GNUC__
+#ifdef __MINGW32__
+#    define PRINTF_LIKE __attribute__((format(gnu_printf, 1, 2)))
+#elif defined __GNUC__
 #    define PRINTF_LIKE __attribute__((format(printf, 1, 2)))
 #else
 #    define PRINTF_LIKE
@@ -84,252 +86,6 @@ int threads_get(void) { return omp_get_max_threads(); }
 void threads_set(int n) { (void)n; }
 int threads_get(void) { return 1; }
 static int omp_get_thread_num(void) { return 0; }
-#endif
-
-#define STOPPING "\nstopping after this step; press again to end now\n"
-
-/* For each system: memory on a 64-byte boundary (a cache line, the widest vector) that free() takes
-   back; files and folders, their names in UTF-8; clock, memory, terminal, Ctrl-C. */
-enum { PATH_SIZE = 4096 };
-enum { NOTHING, REGULAR, FOLDER, DEVICE }; // what lies at a path; DEVICE: or a pipe, ...
-
-#ifdef _WIN32 // MinGW-w64
-#    define WIN32_LEAN_AND_MEAN
-#    define NOMINMAX
-#    include <windows.h>
-#    include <dirent.h>
-#    include <direct.h>
-#    include <io.h>
-#    include <psapi.h>
-#    include <shellapi.h>
-#    include <signal.h>
-#    undef PRINTF_LIKE
-#    define PRINTF_LIKE __attribute__((format(gnu_printf, 1, 2)))
-#    define getc_unlocked getc
-#    define putc_unlocked putc
-
-typedef struct {
-    wchar_t text[PATH_SIZE / 4];
-} Wide;
-
-/* A path as Windows has it; one that is no UTF-8, or too long, becomes "", which nothing has. */
-static Wide wide(const char *path) {
-    Wide w;
-    if (!MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, w.text, PATH_SIZE / 4))
-        w.text[0] = 0;
-    return w;
-}
-
-/* Its malloc() gives 16 bytes, enough for SSE2's vectors: wider ones need another one. */
-static void *aligned_memory(size_t bytes) { return malloc(bytes); }
-static FILE *file_stream(const char *path, const char *mode) {
-    return _wfopen(wide(path).text, wide(mode).text);
-}
-static Size file_size(FILE *f) { return _filelengthi64(_fileno(f)); }
-static int file_to_disk(FILE *f) { return _commit(_fileno(f)); }
-static int file_replace(const char *from, const char *to) {
-    DWORD flags = MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH;
-    return MoveFileExW(wide(from).text, wide(to).text, flags) ? 0 : (errno = EACCES, -1);
-}
-static void file_remove(const char *path) { _wremove(wide(path).text); }
-static int process_number(void) { return (int)GetCurrentProcessId(); }
-static int folder_create(const char *path) { return _wmkdir(wide(path).text); }
-static int path_kind(const char *path) { // errno: why NOTHING, else 0
-    errno = 0;
-    DWORD is = GetFileAttributesW(wide(path).text);
-    if (is == INVALID_FILE_ATTRIBUTES) return NOTHING;
-    return is & FILE_ATTRIBUTE_DIRECTORY ? FOLDER : is & FILE_ATTRIBUTE_DEVICE ? DEVICE : REGULAR;
-}
-
-typedef _WDIR Folder;
-static Folder *folder_open(const char *path) { return _wopendir(wide(path).text); }
-static const char *folder_next(Folder *folder) {
-    static _Thread_local char name[PATH_SIZE];
-    struct _wdirent *entry = _wreaddir(folder);
-    if (!entry) return NULL;
-    WideCharToMultiByte(CP_UTF8, 0, entry->d_name, -1, name, PATH_SIZE, NULL, NULL);
-    return name;
-}
-static void folder_close(Folder *folder) { _wclosedir(folder); }
-
-#    ifndef IGPT_NO_MAIN
-static int folder_lock(const char *path) { // until the process ends; 1: another has it; -1: errno
-    char name[PATH_SIZE + 8];
-    snprintf(name, sizeof name, "%s/.lock", path);
-    HANDLE f = CreateFileW(wide(name).text, GENERIC_WRITE, 0, NULL, CREATE_ALWAYS,
-                           FILE_FLAG_DELETE_ON_CLOSE, NULL);
-    if (f != INVALID_HANDLE_VALUE) return 0;
-    return GetLastError() == ERROR_SHARING_VIOLATION ? 1 : (errno = EACCES, -1);
-}
-static const char *folder_enter(const char *path) { return path; } // an open file keeps it there
-static double seconds_now(void) { return 1e-3 * (double)GetTickCount64(); }
-static double memory_limit(void) {
-    MEMORYSTATUSEX memory = {.dwLength = sizeof memory};
-    return GlobalMemoryStatusEx(&memory) ? (double)memory.ullTotalPhys : INFINITY;
-}
-static double peak_memory(void) {
-    PROCESS_MEMORY_COUNTERS memory = {.cb = sizeof memory};
-    GetProcessMemoryInfo(GetCurrentProcess(), &memory, sizeof memory);
-    return (double)memory.PeakWorkingSetSize;
-}
-static int is_terminal(void) { // it must also be told to understand escapes
-    HANDLE console = GetStdHandle(STD_ERROR_HANDLE);
-    DWORD mode;
-    SetConsoleOutputCP(CP_UTF8);
-    return GetConsoleMode(console, &mode) &&
-           SetConsoleMode(console, mode | ENABLE_VIRTUAL_TERMINAL_PROCESSING);
-}
-static int terminal_columns(void) {
-    CONSOLE_SCREEN_BUFFER_INFO info;
-    return GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info) ? info.dwSize.X : 80;
-}
-static volatile sig_atomic_t interrupted; // the signal that came
-static void on_interrupt(int number) {    // the second Ctrl-C ends at once
-    interrupted = number;
-    _write(2, STOPPING, sizeof STOPPING - 1);
-}
-static void catch_interrupt(void) { signal(SIGINT, on_interrupt); }
-static char **process_start(int *argc, char **argv) { // arguments in UTF-8, and not expanded
-    wchar_t **words = CommandLineToArgvW(GetCommandLineW(), argc);
-    char **list = malloc(*argc * sizeof *list);
-    for (int i = 0; words && list && i < *argc; i++) {
-        int bytes = WideCharToMultiByte(CP_UTF8, 0, words[i], -1, NULL, 0, NULL, NULL);
-        if (!(list[i] = malloc(bytes))) return argv;
-        WideCharToMultiByte(CP_UTF8, 0, words[i], -1, list[i], bytes, NULL, NULL);
-    }
-    return words && list ? list : argv;
-}
-#    endif
-
-#else // POSIX; of WASI what it has
-#    include <dirent.h>
-#    include <fcntl.h>
-#    include <sys/stat.h>
-#    include <unistd.h>
-#    ifndef __wasi__
-#        include <signal.h>
-#        include <sys/file.h>
-#        include <sys/ioctl.h>
-#        include <sys/resource.h>
-#    endif
-
-static void *aligned_memory(size_t bytes) {
-    void *p = NULL;
-    return posix_memalign(&p, 64, bytes) ? NULL : p;
-}
-static FILE *file_stream(const char *path, const char *mode) {
-    // A kill may have left it; a command that still writes to it keeps its own, without a name.
-    if (*mode == 'w') unlink(path);
-    return fopen(path, *mode == 'w' ? "wbx" : mode); // x: a new file, not by a link
-}
-static Size file_size(FILE *f) {
-    struct stat s;
-    return fstat(fileno(f), &s) == 0 ? s.st_size : -1;
-}
-static int file_to_disk(FILE *f) { return fsync(fileno(f)); }
-static int file_replace(const char *from, const char *to) {
-    char folder[PATH_SIZE];
-    const char *slash = strrchr(to, '/');
-    if (rename(from, to)) return -1;
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - to) : 1, slash ? to : ".");
-    int f = open(*folder ? folder : "/", O_RDONLY);  // the name must reach the disk, too
-    int bad = f >= 0 && fsync(f) && errno != EINVAL; // of a kind of folder that cannot do it
-    if (f >= 0) close(f);
-    return bad ? -1 : 0;
-}
-static void file_remove(const char *path) { remove(path); }
-#    ifdef __wasi__
-static int process_number(void) { return 0; } // there are no others
-#    else
-static int process_number(void) { return (int)getpid(); }
-#    endif
-static int folder_create(const char *path) { return mkdir(path, 0777); }
-static int path_kind(const char *path) { // errno: why NOTHING, else 0
-    struct stat s;
-    errno = 0;
-    if (stat(path, &s)) return NOTHING;
-    return S_ISDIR(s.st_mode) ? FOLDER : S_ISREG(s.st_mode) ? REGULAR : DEVICE;
-}
-
-typedef DIR Folder;
-static Folder *folder_open(const char *path) { return opendir(path); }
-static const char *folder_next(Folder *folder) {
-    struct dirent *entry = readdir(folder);
-    return entry ? entry->d_name : NULL;
-}
-static void folder_close(Folder *folder) { closedir(folder); }
-
-#    ifndef IGPT_NO_MAIN
-static int is_terminal(void) { return isatty(2); }
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-#        ifdef __wasi__
-static double peak_memory(void) { return 65536.0 * (double)__builtin_wasm_memory_size(0); }
-static int terminal_columns(void) { return 80; }
-static double memory_limit(void) { return 4294967296.0; }
-static const int interrupted = 0; // there are neither signals nor other processes
-static void catch_interrupt(void) {}
-static int folder_lock(const char *path) { return (void)path, 0; }
-static const char *folder_enter(const char *path) { return path; }
-static char **process_start(int *argc, char **argv) { return (void)argc, argv; }
-#        else
-static double peak_memory(void) {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-#            ifdef __APPLE__
-    return (double)usage.ru_maxrss;
-#            else
-    return 1024.0 * (double)usage.ru_maxrss; // Linux and the BSDs count KiB
-#            endif
-}
-static int terminal_columns(void) {
-    struct winsize size;
-    return ioctl(2, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
-}
-static volatile sig_atomic_t interrupted; // the signal that came
-static void on_interrupt(int number) {
-    ssize_t written = interrupted ? 0 : write(2, STOPPING, sizeof STOPPING - 1);
-    interrupted = number;
-    (void)written; // whoever should read it may be gone
-}
-/* The second Ctrl-C ends at once; shells and timeout send the other signals twice. What whoever
-   started igpt has it ignore (nohup) stays so. */
-static void catch_interrupt(void) {
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
-    for (int i = 0; i < 3; i++) {
-        struct sigaction action = {.sa_handler = on_interrupt}, old;
-        if (numbers[i] == SIGINT) action.sa_flags = (int)SA_RESETHAND;
-        if (!sigaction(numbers[i], NULL, &old) && old.sa_handler != SIG_IGN)
-            sigaction(numbers[i], &action, NULL);
-    }
-}
-static char **process_start(int *argc, char **argv) {
-    int f = 0;
-    signal(SIGXFSZ, SIG_IGN); // a file that must not grow further fails like a full disk
-    signal(SIGPIPE, SIG_IGN); // whoever reads progress may go, and a run goes on
-    while (f >= 0 && f <= 2) f = open("/dev/null", O_RDWR); // closed ones, which files would take
-    if (f > 2) close(f);
-    return (void)argc, argv;
-}
-static double memory_limit(void) { // physical memory, or less by ulimit -v
-    struct rlimit limit;
-    double most = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return most;
-    return (double)limit.rlim_cur < most ? (double)limit.rlim_cur : most;
-}
-static int locked_folder;
-static int folder_lock(const char *path) { // until the process ends; 1: another has it; -1: errno
-    int f = locked_folder = open(path, O_RDONLY);
-    return f < 0 ? -1 : flock(f, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
-}
-static const char *folder_enter(const char *path) { // the locked one's name, wherever it goes
-    return fchdir(locked_folder) ? path : ".";
-}
-#        endif
-#    endif
 #endif
 
 /* Errors: one sentence, kept until the next one. */
@@ -367,6 +123,10 @@ static inline Size round_up(Size n, Size to) { return ceil_div(n, to) * to; }
 #else
 #    define BLOCK_OF(usual, tiny) (usual)
 #endif
+
+/* A multiple of 64 bytes on a 64-byte boundary (a cache line, the widest vector); free() takes it
+   back. From section 9. */
+static void *aligned_memory(size_t bytes);
 
 /* Zeroed memory for count items; NULL and an error where the product overflows or there is not
    enough. Given back with free(). */
@@ -2158,11 +1918,256 @@ int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts
     return bad ? -1 : 0;
 }
 
-/* ==== 9 images ==================================================================================
-   Here begins the second part, the files. Files are read in the open and written in hiding: beside
-   their name, flushed to disk, renamed. Whatever happens on the way, the name holds the last whole
-   version. Numbers of several bytes are put together byte by byte, for machines of either order. */
+/* ==== 9 platform ================================================================================
+   Here begins the second part, the files. First all that differs from one system to the next: files
+   and folders, their names in UTF-8; for the program clock, memory, terminal and Ctrl-C, too. A
+   port to another system changes nothing else. Then what reads and writes whole files. The idea to
+   take away: they are read in the open and written in hiding, beside their name, flushed to disk,
+   renamed. Whatever happens on the way, the name holds the last whole version. */
 
+#define STOPPING "\nstopping after this step; press again to end now\n"
+
+enum { PATH_SIZE = 4096 };
+enum { NOTHING, REGULAR, FOLDER, DEVICE }; // what lies at a path; DEVICE: or a pipe, ...
+
+#ifdef _WIN32 // MinGW-w64
+#    define WIN32_LEAN_AND_MEAN
+#    define NOMINMAX
+#    include <windows.h>
+#    include <dirent.h>
+#    include <direct.h>
+#    include <io.h>
+#    include <psapi.h>
+#    include <shellapi.h>
+#    include <signal.h>
+#    define getc_unlocked getc
+#    define putc_unlocked putc
+
+typedef struct {
+    wchar_t text[PATH_SIZE / 4];
+} Wide;
+
+/* A path as Windows has it; one that is no UTF-8, or too long, becomes "", which nothing has. */
+static Wide wide(const char *path) {
+    Wide w;
+    if (!MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, w.text, PATH_SIZE / 4))
+        w.text[0] = 0;
+    return w;
+}
+
+/* Its malloc() gives 16 bytes, enough for SSE2's vectors: wider ones need another one. */
+static void *aligned_memory(size_t bytes) { return malloc(bytes); }
+static FILE *file_stream(const char *path, const char *mode) {
+    return _wfopen(wide(path).text, wide(mode).text);
+}
+static Size file_size(FILE *f) { return _filelengthi64(_fileno(f)); }
+static int file_to_disk(FILE *f) { return _commit(_fileno(f)); }
+static int file_replace(const char *from, const char *to) {
+    DWORD flags = MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH;
+    return MoveFileExW(wide(from).text, wide(to).text, flags) ? 0 : (errno = EACCES, -1);
+}
+static void file_remove(const char *path) { _wremove(wide(path).text); }
+static int process_number(void) { return (int)GetCurrentProcessId(); }
+static int folder_create(const char *path) { return _wmkdir(wide(path).text); }
+static int path_kind(const char *path) { // errno: why NOTHING, else 0
+    errno = 0;
+    DWORD is = GetFileAttributesW(wide(path).text);
+    if (is == INVALID_FILE_ATTRIBUTES) return NOTHING;
+    return is & FILE_ATTRIBUTE_DIRECTORY ? FOLDER : is & FILE_ATTRIBUTE_DEVICE ? DEVICE : REGULAR;
+}
+
+typedef _WDIR Folder;
+static Folder *folder_open(const char *path) { return _wopendir(wide(path).text); }
+static const char *folder_next(Folder *folder) {
+    static _Thread_local char name[PATH_SIZE];
+    struct _wdirent *entry = _wreaddir(folder);
+    if (!entry) return NULL;
+    WideCharToMultiByte(CP_UTF8, 0, entry->d_name, -1, name, PATH_SIZE, NULL, NULL);
+    return name;
+}
+static void folder_close(Folder *folder) { _wclosedir(folder); }
+
+#    ifndef IGPT_NO_MAIN
+static int folder_lock(const char *path) { // until the process ends; 1: another has it; -1: errno
+    char name[PATH_SIZE + 8];
+    snprintf(name, sizeof name, "%s/.lock", path);
+    HANDLE f = CreateFileW(wide(name).text, GENERIC_WRITE, 0, NULL, CREATE_ALWAYS,
+                           FILE_FLAG_DELETE_ON_CLOSE, NULL);
+    if (f != INVALID_HANDLE_VALUE) return 0;
+    return GetLastError() == ERROR_SHARING_VIOLATION ? 1 : (errno = EACCES, -1);
+}
+static const char *folder_enter(const char *path) { return path; } // an open file keeps it there
+static double seconds_now(void) { return 1e-3 * (double)GetTickCount64(); }
+static double memory_limit(void) {
+    MEMORYSTATUSEX memory = {.dwLength = sizeof memory};
+    return GlobalMemoryStatusEx(&memory) ? (double)memory.ullTotalPhys : INFINITY;
+}
+static double peak_memory(void) {
+    PROCESS_MEMORY_COUNTERS memory = {.cb = sizeof memory};
+    GetProcessMemoryInfo(GetCurrentProcess(), &memory, sizeof memory);
+    return (double)memory.PeakWorkingSetSize;
+}
+static int is_terminal(void) { // it must also be told to understand escapes
+    HANDLE console = GetStdHandle(STD_ERROR_HANDLE);
+    DWORD mode;
+    SetConsoleOutputCP(CP_UTF8);
+    return GetConsoleMode(console, &mode) &&
+           SetConsoleMode(console, mode | ENABLE_VIRTUAL_TERMINAL_PROCESSING);
+}
+static int terminal_columns(void) {
+    CONSOLE_SCREEN_BUFFER_INFO info;
+    return GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info) ? info.dwSize.X : 80;
+}
+static volatile sig_atomic_t interrupted; // the signal that came
+static void on_interrupt(int number) {    // the second Ctrl-C ends at once
+    interrupted = number;
+    _write(2, STOPPING, sizeof STOPPING - 1);
+}
+static void catch_interrupt(void) { signal(SIGINT, on_interrupt); }
+static char **process_start(int *argc, char **argv) { // arguments in UTF-8, and not expanded
+    wchar_t **words = CommandLineToArgvW(GetCommandLineW(), argc);
+    char **list = malloc(*argc * sizeof *list);
+    for (int i = 0; words && list && i < *argc; i++) {
+        int bytes = WideCharToMultiByte(CP_UTF8, 0, words[i], -1, NULL, 0, NULL, NULL);
+        if (!(list[i] = malloc(bytes))) return argv;
+        WideCharToMultiByte(CP_UTF8, 0, words[i], -1, list[i], bytes, NULL, NULL);
+    }
+    return words && list ? list : argv;
+}
+#    endif
+
+#else // POSIX; of WASI what it has
+#    include <dirent.h>
+#    include <fcntl.h>
+#    include <sys/stat.h>
+#    include <unistd.h>
+#    ifndef __wasi__
+#        include <signal.h>
+#        include <sys/file.h>
+#        include <sys/ioctl.h>
+#        include <sys/resource.h>
+#    endif
+
+static void *aligned_memory(size_t bytes) {
+    void *p = NULL;
+    return posix_memalign(&p, 64, bytes) ? NULL : p;
+}
+static FILE *file_stream(const char *path, const char *mode) {
+    // A kill may have left it; a command that still writes to it keeps its own, without a name.
+    if (*mode == 'w') unlink(path);
+    return fopen(path, *mode == 'w' ? "wbx" : mode); // x: a new file, not by a link
+}
+static Size file_size(FILE *f) {
+    struct stat s;
+    return fstat(fileno(f), &s) == 0 ? s.st_size : -1;
+}
+static int file_to_disk(FILE *f) { return fsync(fileno(f)); }
+static int file_replace(const char *from, const char *to) {
+    char folder[PATH_SIZE];
+    const char *slash = strrchr(to, '/');
+    if (rename(from, to)) return -1;
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - to) : 1, slash ? to : ".");
+    int f = open(*folder ? folder : "/", O_RDONLY);  // the name must reach the disk, too
+    int bad = f >= 0 && fsync(f) && errno != EINVAL; // of a kind of folder that cannot do it
+    if (f >= 0) close(f);
+    return bad ? -1 : 0;
+}
+static void file_remove(const char *path) { remove(path); }
+#    ifdef __wasi__
+static int process_number(void) { return 0; } // there are no others
+#    else
+static int process_number(void) { return (int)getpid(); }
+#    endif
+static int folder_create(const char *path) { return mkdir(path, 0777); }
+static int path_kind(const char *path) { // errno: why NOTHING, else 0
+    struct stat s;
+    errno = 0;
+    if (stat(path, &s)) return NOTHING;
+    return S_ISDIR(s.st_mode) ? FOLDER : S_ISREG(s.st_mode) ? REGULAR : DEVICE;
+}
+
+typedef DIR Folder;
+static Folder *folder_open(const char *path) { return opendir(path); }
+static const char *folder_next(Folder *folder) {
+    struct dirent *entry = readdir(folder);
+    return entry ? entry->d_name : NULL;
+}
+static void folder_close(Folder *folder) { closedir(folder); }
+
+#    ifndef IGPT_NO_MAIN
+static int is_terminal(void) { return isatty(2); }
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+#        ifdef __wasi__
+static double peak_memory(void) { return 65536.0 * (double)__builtin_wasm_memory_size(0); }
+static int terminal_columns(void) { return 80; }
+static double memory_limit(void) { return 4294967296.0; }
+static const int interrupted = 0; // there are neither signals nor other processes
+static void catch_interrupt(void) {}
+static int folder_lock(const char *path) { return (void)path, 0; }
+static const char *folder_enter(const char *path) { return path; }
+static char **process_start(int *argc, char **argv) { return (void)argc, argv; }
+#        else
+static double peak_memory(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+#            ifdef __APPLE__
+    return (double)usage.ru_maxrss;
+#            else
+    return 1024.0 * (double)usage.ru_maxrss; // Linux and the BSDs count KiB
+#            endif
+}
+static int terminal_columns(void) {
+    struct winsize size;
+    return ioctl(2, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
+}
+static volatile sig_atomic_t interrupted; // the signal that came
+static void on_interrupt(int number) {
+    ssize_t written = interrupted ? 0 : write(2, STOPPING, sizeof STOPPING - 1);
+    interrupted = number;
+    (void)written; // whoever should read it may be gone
+}
+/* The second Ctrl-C ends at once; shells and timeout send the other signals twice. What whoever
+   started igpt has it ignore (nohup) stays so. */
+static void catch_interrupt(void) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    for (int i = 0; i < 3; i++) {
+        struct sigaction action = {.sa_handler = on_interrupt}, old;
+        if (numbers[i] == SIGINT) action.sa_flags = (int)SA_RESETHAND;
+        if (!sigaction(numbers[i], NULL, &old) && old.sa_handler != SIG_IGN)
+            sigaction(numbers[i], &action, NULL);
+    }
+}
+static char **process_start(int *argc, char **argv) {
+    int f = 0;
+    signal(SIGXFSZ, SIG_IGN); // a file that must not grow further fails like a full disk
+    signal(SIGPIPE, SIG_IGN); // whoever reads progress may go, and a run goes on
+    while (f >= 0 && f <= 2) f = open("/dev/null", O_RDWR); // closed ones, which files would take
+    if (f > 2) close(f);
+    return (void)argc, argv;
+}
+static double memory_limit(void) { // physical memory, or less by ulimit -v
+    struct rlimit limit;
+    double most = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return most;
+    return (double)limit.rlim_cur < most ? (double)limit.rlim_cur : most;
+}
+static int locked_folder;
+static int folder_lock(const char *path) { // until the process ends; 1: another has it; -1: errno
+    int f = locked_folder = open(path, O_RDONLY);
+    return f < 0 ? -1 : flock(f, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+}
+static const char *folder_enter(const char *path) { // the locked one's name, wherever it goes
+    return fchdir(locked_folder) ? path : ".";
+}
+#        endif
+#    endif
+#endif
+
+/* Numbers of several bytes are put together byte by byte, for machines of either order. */
 enum { LITTLE, BIG }; // which end comes first
 
 static inline uint64_t get_int(const uint8_t *p, int bytes, int order) {
@@ -2268,7 +2273,8 @@ static int folder_make(const char *path) {
     return 0;
 }
 
-/* Images come from files as pictures of n_px x n_px (paper, sections 3.1 and 3.2). The idea to take
+/* ==== 10 images =================================================================================
+   Images come from files as pictures of n_px x n_px (paper, sections 3.1 and 3.2). The idea to take
    away: the well-known sets are all files of equally long records, so one table says how they
    differ and one loop reads them. Pictures shrink as they come in; memory holds the results and one
    picture. */
@@ -2743,7 +2749,7 @@ int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed,
     return -1;
 }
 
-/* ==== 10 checkpoints ============================================================================
+/* ==== 11 checkpoints ============================================================================
    A model directory is a Hugging Face ImageGPT directory: weights in a safetensors file, the rest
    in JSON. Both come from strangers, so the readers trust nothing: whatever the format does not
    allow is refused, by a sentence that names the place, before anything is sized or read by it.
@@ -3435,7 +3441,7 @@ int model_load(Model *m, const char *dir) {
     return bad ? -1 : 0;
 }
 
-/* ==== 11 pictures ===============================================================================
+/* ==== 12 pictures ===============================================================================
    What a person looks at: PNG sheets, the terminal, SVG charts. A PNG without compression is a few
    headers, two checksums and the pixels; every viewer opens it. */
 
@@ -3670,7 +3676,7 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
     return file_finish(f, path, 0);
 }
 
-/* ==== 12 options ================================================================================
+/* ==== 13 options ================================================================================
    Here begins the third part, the program. Results go to stdout as lines of `name value`,
    everything else to stderr. The idea to take away: everything that sets options is a command line.
    A preset is one, and so is what a run keeps for --resume; all are read by the same function, one
@@ -4071,7 +4077,7 @@ static void need_outputs(const char *dir, const char *const *names) {
     while (*names) need_output(file_in(dir, *names++));
 }
 
-/* ==== 13 training ===============================================================================
+/* ==== 14 training ===============================================================================
    train, finetune and --resume (paper, 3.4; unlike there, fine-tuning follows the cosine, too, and
    pre-training mirrors pictures). The idea to take away: a step is a function of the weights,
    Adam's moments and the step's number, since random numbers have no state; so a run that is saved
@@ -4888,7 +4894,7 @@ static void command_train(Options *o) { // and finetune
     run_print(&run);
 }
 
-/* ==== 14 commands ===============================================================================
+/* ==== 15 commands ===============================================================================
    Everything else that a person can ask for, and main. The idea to take away: a command reads,
    calls the sections above, and prints; what fails ends it at once, by need() or stop(). */
 
