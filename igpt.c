@@ -25,7 +25,8 @@
    row-major; x' is the transpose of x, dx the derivative of the loss by x. */
 
 /* sqrt need not set errno, and ?: may be computed without a branch: no operation gives another
-   result, but loops become vectors, and training is half as fast again. clang needs no pragma. */
+   result, but loops become vectors, and training is 1.5 times as fast. clang branches as little by
+   itself; its sqrt needs the Makefile's -fno-math-errno. */
 #if defined __GNUC__ && !defined __clang__
 #    pragma GCC push_options // until this file's end: others may include it
 #    pragma GCC optimize("no-math-errno", "no-trapping-math")
@@ -51,31 +52,27 @@
    hash of (seed, stream, counter), so any of them can be had in any order, by any thread, and
    resuming a run needs nothing but its step number.
 
-   First what differs from one compiler to the next; what differs between systems is in section 9. */
+   First what differs between compilers; what differs between systems is in section 9. */
 
 #if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16 // 16: it is about _Float16
 #    error                                                                                         \
         "wider arithmetic than real's own makes other results; on 32-bit x86: -msse2 -mfpmath=sse"
 #endif
 
-/* Compilers without GNU C's vectors run the plain routines; tcc has no threads either. */
 #ifdef __MINGW32__
 #    define PRINTF_LIKE __attribute__((format(gnu_printf, 1, 2)))
 #elif defined __GNUC__
 #    define PRINTF_LIKE __attribute__((format(printf, 1, 2)))
 #else
 #    define PRINTF_LIKE
+#endif
+
+/* Compilers without GNU C's vectors run the plain routines; tcc has no threads either. */
+#if !defined __GNUC__ || defined __TINYC__
 #    define IGPT_PLAIN 1 // as -DIGPT_PLAIN has it
 #endif
 #ifdef __TINYC__
 #    define _Thread_local
-#endif
-#if defined __GNUC__ && !defined __clang__ && !defined __TINYC__
-#    define COMPILER "gcc " __VERSION__
-#elif defined __VERSION__
-#    define COMPILER __VERSION__
-#else
-#    define COMPILER "a compiler that does not tell its name"
 #endif
 
 #ifdef _OPENMP
@@ -124,8 +121,8 @@ static inline Size round_up(Size n, Size to) { return ceil_div(n, to) * to; }
 #    define BLOCK_OF(usual, tiny) (usual)
 #endif
 
-/* A multiple of 64 bytes on a 64-byte boundary (a cache line, the widest vector); free() takes it
-   back. From section 9. */
+/* A multiple of 64 bytes, where the system can do it on a 64-byte boundary (a cache line, the widest
+   vector); free() takes it back. From section 9. */
 static void *aligned_memory(size_t bytes);
 
 /* Zeroed memory for count items; NULL and an error where the product overflows or there is not
@@ -195,8 +192,8 @@ real real_exp(real x) {
     const float round = 0x1.8p23f;
     float t = x * 0x1.715476p0f + round; // 1 / ln 2
     float n = t - round;
-    float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f; // ln 2 in two parts, the first exact
-    float p = 0x1.6c16c2p-10f;                            // 1 / 6!, minimax would differ little
+    float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f; // ln 2, n times the first is exact
+    float p = 0x1.6c16c2p-10f;                            // 1 / 6!; minimax would gain little
     p = p * r + 0x1.111112p-7f;
     p = p * r + 0x1.555556p-5f;
     p = p * r + 0x1.555556p-3f;
@@ -311,7 +308,8 @@ void matmul(Team team, Matrix c, Matrix a, Matrix b, int accumulate) {
    nobody waits. A block of k is summed from zero in registers and then added to C: the order of
    summation is fixed by KC alone. */
 
-/* The tile follows the register file: 32 registers of 64 bytes, 16 of 32, 32 or 16 of 16. */
+/* The tile's sums fill the vector registers: 32 of 64 bytes (AVX-512), 16 of 32 (AVX), 32 of 16
+   (aarch64), elsewhere 16 of 16 or more. */
 #    if defined __AVX512F__
 enum { VEC_BYTES = 64, MR = 14, NV = 2 };
 #    elif defined __AVX__
@@ -418,8 +416,9 @@ INLINE void tile(const int rows, Matrix c, Matrix a, const real *b, int accumula
         for (int j = 0; j < NV; j++) sum[i][j] = (vec){0};
     Size k = a.cols;
     do { // k is not 0: said so, gcc keeps sum[][] in registers throughout
+        const vec_anywhere *row = (const vec_anywhere *)b;
         for (int i = 0; i < rows; i++)
-            for (int j = 0; j < NV; j++) sum[i][j] += a.data[i * a.row_step] * ((const vec *)b)[j];
+            for (int j = 0; j < NV; j++) sum[i][j] += a.data[i * a.row_step] * row[j];
         a.data += a.col_step;
         b += NR;
     } while (--k > 0);
@@ -434,7 +433,7 @@ INLINE void tile(const int rows, Matrix c, Matrix a, const real *b, int accumula
 INLINE void tile_of_height(Matrix c, Matrix a, const real *b, int accumulate) {
 #    define HEIGHT(n)                                                                              \
     case n: tile(n < MR ? n : MR, c, a, b, accumulate); break;
-    switch (c.rows) { // only a matrix's last rows make a lower tile; those above MR never occur
+    switch (c.rows) { // below MR: a matrix's last rows, and attention's even tiles; never above
         HEIGHT(1)
         HEIGHT(2)
         HEIGHT(3)
@@ -445,11 +444,11 @@ INLINE void tile_of_height(Matrix c, Matrix a, const real *b, int accumulate) {
     }
 }
 
-/* A tile anywhere in C; one that hangs over the right edge is made beside it. A comes in two ways:
-   with the numbers of a step of k side by side (row_step 1), or in rows of NR numbers along k
-   (row_step NR), as tiles leave them that make a panel (attention). */
+/* A tile anywhere in C. One that hangs over the right edge is computed in `edge`, from where what
+   lies in C is copied. A is either a panel, a step of k side by side (row_step 1), or what tiles
+   have written, rows of NR numbers along k (row_step NR), which attention multiplies as it is. */
 static void tile_at(Matrix c, Matrix a, const real *b, int accumulate) {
-    _Alignas(64) real edge[MR * NR];
+    real edge[MR * NR];
     int whole = c.cols == NR, add = whole && accumulate;
     Matrix to = whole ? c : matrix(edge, c.rows, NR);
     if (a.row_step == 1)
@@ -535,12 +534,12 @@ static void multiply_thin(real *scratch, Matrix c, Matrix a, Matrix b, int accum
 }
 
 /* The thin product on all threads. Best is to share out the blocks of k, each of which lies in one
-   run of memory, and to add up their products afterwards, in the order of one thread; where they
-   leave threads idle, the columns. */
+   run of memory, and to add up their products afterwards, in the order of one thread. Where this
+   leaves threads idle, or the products have no room, the columns are shared out instead. */
 static void multiply_thin_shared(Team team, Matrix c, Matrix a, Matrix b, int accumulate) {
     Size M = c.rows, N = c.cols, K = a.cols, blocks = ceil_div(K, KC);
     Size share = round_up(ceil_div(N, team.threads), VL);
-    real *parts = team.memory + BLOCK_A; // (blocks, M, N)
+    real *parts = team.memory + BLOCK_A; // (blocks, M, N) where panels of B would be
     int uneven = blocks % team.threads && blocks < 4 * team.threads;
     if (uneven || blocks * M * N > BLOCK_B) {
 #    pragma omp parallel for schedule(static) num_threads(team.threads)
@@ -607,7 +606,7 @@ Team team_new(void) {
 
 /* RMS norm (the released model's "layer norm": neither mean-centred nor shifted).
    n_i = x_i s g_i with s = 1 / sqrt(mean(x^2) + eps). Where the mean overflows, s would be 0 and
-   hide it: a row that is not finite stays so. */
+   the row pass for zeros: it becomes NaN, so that a run that diverges shows. */
 void rms_forward(real *out, real *inv, const real *x, const real *gain, Size rows, Size d) {
 #pragma omp parallel for schedule(static)
     for (Size r = 0; r < rows; r++) {
@@ -739,7 +738,7 @@ void attention_plain_backward(const Attention *a, real *dqkv, const real *dout, 
             const real *q_t = element(q, t, 0), *g_t = element(g, t, 0);
             real *dq_t = element(dq, t, 0), D = dot(g_t, element(o, t, 0), hs);
             for (Size j = 0; j < (a->causal ? t + 1 : T); j++) {
-                const real *k = element(q, j, d), *v = k + d; // beside q
+                const real *k = element(q, j, d), *v = k + d; // a row of qkv is [q | k | v]
                 real *dk = element(dq, j, d), *dv = dk + d;
                 real p = real_exp(scale * dot(q_t, k, hs) - lse[head * T + t]);
                 real ds = scale * p * (dot(g_t, v, hs) - D);
@@ -788,7 +787,7 @@ void attention_backward(const Attention *a, real *dqkv, const real *dout, const 
    panel of B (or its A, in rows of NR). Only inputs are packed, most of them once for a head. */
 typedef struct {
     real *q, *v, *dout;                      // (T, hs)
-    real *q_panels, *k_panels, *dout_panels; // the same (and k) packed as A: panels of MR rows
+    real *q_panels, *k_panels, *dout_panels; // q, k, dout packed as A: panels of MR rows
     real *q_band, *k_band, *v_band;          // (hs, NR) q', k', v'
     real *k_columns;                         // (NR, hs) k packed as B: panels of NR columns
     real *p, *ds;                            // (T, NR)
@@ -821,11 +820,10 @@ Size attention_scratch(Size T, Size hs) {
     return used > MATMUL_SCRATCH ? used : MATMUL_SCRATCH;
 }
 
-/* rows (T, hs) = x. panels: the same packed; NULL if that is not needed. */
-static void head_gather(real *rows, real *panels, Matrix x) {
+/* rows (T, hs) = x, whose rows lie far apart. */
+static void head_gather(real *rows, Matrix x) {
     for (Size t = 0; t < x.rows; t++)
         memcpy(rows + t * x.cols, element(x, t, 0), x.cols * sizeof *rows);
-    if (panels) pack_block(panels, MR, head_panel(x.cols), matrix(rows, x.rows, x.cols));
 }
 
 /* scores (n, NR) = x (n, hs), in panels, times band (hs, NR). */
@@ -834,7 +832,9 @@ static void head_scores(real *scores, const real *panels, const real *band, Size
     tiles(matrix(scores, n, NR), x, head_panel(hs), band, 0, 0);
 }
 
-/* out (columns, hs) = p' x, p (n, NR) of which `columns` count, x (n, hs). */
+/* out (columns, hs) = p' x, p (n, NR) of which `columns` count, x (n, hs). As it stands p is a
+   panel of B, so tiles make the transpose, product (hs, NR) = x' p, which is then turned: whole
+   vectors in registers, the last rows and columns number by number. */
 static void head_sums(Matrix out, Matrix x, const real *p, real *product) {
     Size n = x.rows, hs = x.cols, height = ceil_div(hs, ceil_div(hs, MR)); // tiles of even height
     for (Size i = 0; i < hs; i += height)
@@ -851,7 +851,8 @@ static void head_sums(Matrix out, Matrix x, const real *p, real *product) {
 }
 
 /* Each column of p (n, NR) becomes exp(scale * (score - max)), its sum and the log-sum-exp of its
-   scaled scores go to sum and lse. Column j does not see the rows after first + j. */
+   scaled scores go to sum and lse. Column j does not see the rows after first + j; where first = n
+   it sees all. */
 static void softmax_columns(real *p, Size n, Size first, real scale, real *sum, real *lse) {
     real max[NR];
     for (Size i = first; i < n; i++)
@@ -878,8 +879,8 @@ void attention_forward(const Attention *a, real *out, real *lse, const real *qkv
         real sum[NR], log_sum[NR];
         Head s;
         head_place(&s, scratch_of_thread(a->team), T, hs);
-        head_gather(s.v, s.k_panels, head_of(a, qkv + d, 3 * d, head)); // k goes through v's rows
-        head_gather(s.v, NULL, head_of(a, qkv + 2 * d, 3 * d, head));
+        pack_block(s.k_panels, MR, head_panel(hs), head_of(a, qkv + d, 3 * d, head));
+        head_gather(s.v, head_of(a, qkv + 2 * d, 3 * d, head));
         for (Size i0 = 0; i0 < T; i0 += NR) {
             Size queries = min(NR, T - i0), keys = a->causal ? i0 + queries : T;
             Matrix o_band = part(o, i0, 0, queries, hs);
@@ -897,7 +898,7 @@ void attention_forward(const Attention *a, real *out, real *lse, const real *qkv
 }
 
 /* p and ds (n, NR) come as scores and dp and become P and dS. Row i sees the columns up to
-   i - first. */
+   i - first; first = -NR: it sees all. */
 static void softmax_columns_backward(real *p, real *ds, Size n, Size first, real scale,
                                      const real *lse, const real *D) {
     for (Size i = 0; i < n; i++, p += NR, ds += NR) {
@@ -921,13 +922,15 @@ void attention_backward(const Attention *a, real *dqkv, const real *dout, const 
         Matrix g = head_of(a, dout, d, head), o = head_of(a, out, d, head);
         Head s;
         head_place(&s, scratch_of_thread(a->team), T, hs);
-        head_gather(s.q, s.q_panels, q);
-        head_gather(s.dout, s.dout_panels, g);
+        head_gather(s.q, q);
+        head_gather(s.dout, g);
+        pack_block(s.q_panels, MR, head_panel(hs), q);
+        pack_block(s.dout_panels, MR, head_panel(hs), g);
         for (Size t = 0; t < T; t++) s.D[t] = dot(element(g, t, 0), element(o, t, 0), hs);
         for (Size j0 = 0; j0 < T; j0 += NR) {
             Size keys = min(NR, T - j0), i0 = a->causal ? j0 / MR * MR : 0, n = T - i0;
             Size skip = i0 / MR * head_panel(hs);
-            Matrix k = part(q, j0, d, keys, hs), v = part(q, j0, 2 * d, keys, hs); // beside q
+            Matrix k = part(q, j0, d, keys, hs), v = part(q, j0, 2 * d, keys, hs); // behind q
             pack(s.k_band, NR, k);
             pack(s.v_band, NR, v);
             pack_block(s.k_columns, NR, NR * NR, transposed(k));
@@ -946,9 +949,9 @@ void attention_backward(const Attention *a, real *dqkv, const real *dout, const 
 }
 #endif // IGPT_PLAIN
 
-/* Sampling: position t alone sees itself and those before it, qkv (B, 3d) to out (B, d). Its keys
-   (B, H, hs, T) and values (B, H, T, hs) join theirs; so laid out, scores and outputs are sums of
-   rows. */
+/* Sampling: the attention of position t alone, qkv (B, 3d) to out (B, d). Its key and value join
+   those of the positions before it, keys (B, H, hs, T) and values (B, H, T, hs). In this layout
+   scores are a sum of rows of keys, and the output is a sum of rows of values. */
 static void attention_step(const Attention *a, real *out, const real *qkv, real *keys, real *values,
                            Size t) {
     Size T = a->T, d = a->d, H = a->H, hs = d / H;
@@ -985,7 +988,7 @@ void gelu_forward(real *g, const real *u, Size rows, Size width) {
     }
 }
 
-/* g' = s + 1.702 u s (1 - s), s = sigmoid(1.702 u). s gives g too: one pass serves both. */
+/* dg/du = s + 1.702 u s (1 - s), s = sigmoid(1.702 u). s gives g too: one pass serves both. */
 void gelu_backward(real *du, real *g, const real *u, Size rows, Size width) {
 #pragma omp parallel for schedule(static)
     for (Size r = 0; r < rows; r++) {
@@ -1027,17 +1030,30 @@ void cross_entropy_backward(real *probs, const uint16_t *targets, const real *we
    tensor, and counting, initialising, saving, loading, gradient checks and `info` all walk it; one
    function lays out the activations, and the same function run without memory measures them. */
 
+/* The tensors in the order of the list; LN_1 to MLP_PROJ come once for each layer. */
 enum { WTE, WPE, LN_1, C_ATTN, ATTN_PROJ, LN_2, C_FC, MLP_PROJ, LN_F, LM_HEAD, SCORE, N_KINDS };
 
 static int is_causal(const Config *c) { return c->objective == OBJECTIVE_AR; }
 static int is_masked(const Config *c) { return c->objective == OBJECTIVE_BERT; }
 static Size positions(const Config *c) { return c->n_px * c->n_px; }
 
+int config_check(const Config *c) {
+    const char *const names[] = {"n_px", "n_vocab", "n_embd", "n_head", "n_layer", "n_class"};
+    const Size sizes[] = {c->n_px, c->n_vocab, c->n_embd, c->n_head, c->n_layer, c->n_class};
+    const Size low[] = {1, 2, 1, 1, 1, 0}, high[] = {256, 65535, 16384, 1024, 1024, 65535};
+    for (int i = 0; i < 6; i++)
+        if (sizes[i] < low[i] || sizes[i] > high[i])
+            return fail("%s is %lld, it must lie between %lld and %lld", names[i], sizes[i], low[i],
+                        high[i]);
+    if (c->n_embd % c->n_head == 0) return 0;
+    return fail("n_embd %lld is not divisible by n_head %lld", c->n_embd, c->n_head);
+}
+
 /* One tensor more. `name` may hold a %lld for the layer; std < 0: all 1. */
-static void add(Model *m, int kind, Size layer, const char *name, Size rows, Size cols, double std,
-                int has_bias) {
+static void tensor_add(Model *m, Size layer, const char *name, Size rows, Size cols, double std,
+                       int has_bias) {
     Tensor *t = &m->tensors[m->n_tensors++];
-    *t = (Tensor){"", "", rows, cols, m->n_params, std, kind};
+    *t = (Tensor){"", "", rows, cols, m->n_params, std};
     int n = snprintf(t->name, sizeof t->name, name, layer);
     if (has_bias) snprintf(t->bias, sizeof t->bias, "%.*sbias", n - 6, t->name); // for "weight"
     m->n_params += rows * cols;
@@ -1050,30 +1066,41 @@ int model_list(Model *m, Config c) {
     if (!m->tensors) return -1;
     Size d = c.n_embd;
     double std_qkv = 1 / sqrt((double)d), std_proj = 1 / sqrt((double)d * (double)c.n_layer);
-    add(m, WTE, 0, "transformer.wte.weight", c.n_vocab + 1, d, 0.02, 0); // the last row is sos
-    add(m, WPE, 0, "transformer.wpe.weight", positions(&c), d, 0.01, 0);
+    tensor_add(m, 0, "transformer.wte.weight", c.n_vocab + 1, d, 0.02, 0); // the last row is sos
+    tensor_add(m, 0, "transformer.wpe.weight", positions(&c), d, 0.01, 0);
     for (Size l = 0; l < c.n_layer; l++) {
-        add(m, LN_1, l, "transformer.h.%lld.ln_1.weight", 1, d, -1, 0);
-        add(m, C_ATTN, l, "transformer.h.%lld.attn.c_attn.weight", d, 3 * d, std_qkv, 1);
-        add(m, ATTN_PROJ, l, "transformer.h.%lld.attn.c_proj.weight", d, d, std_proj, 1);
-        add(m, LN_2, l, "transformer.h.%lld.ln_2.weight", 1, d, -1, 0);
-        add(m, C_FC, l, "transformer.h.%lld.mlp.c_fc.weight", d, 4 * d, 0.02, 1);
-        add(m, MLP_PROJ, l, "transformer.h.%lld.mlp.c_proj.weight", 4 * d, d, 0.02, 1);
+        tensor_add(m, l, "transformer.h.%lld.ln_1.weight", 1, d, -1, 0);
+        tensor_add(m, l, "transformer.h.%lld.attn.c_attn.weight", d, 3 * d, std_qkv, 1);
+        tensor_add(m, l, "transformer.h.%lld.attn.c_proj.weight", d, d, std_proj, 1);
+        tensor_add(m, l, "transformer.h.%lld.ln_2.weight", 1, d, -1, 0);
+        tensor_add(m, l, "transformer.h.%lld.mlp.c_fc.weight", d, 4 * d, 0.02, 1);
+        tensor_add(m, l, "transformer.h.%lld.mlp.c_proj.weight", 4 * d, d, 0.02, 1);
     }
-    add(m, LN_F, 0, "transformer.ln_f.weight", 1, d, -1, 0);
-    add(m, LM_HEAD, 0, "lm_head.weight", c.n_vocab, d, 0, 0);
-    if (c.n_class) add(m, SCORE, 0, "score.weight", c.n_class, d, 0, 0);
+    tensor_add(m, 0, "transformer.ln_f.weight", 1, d, -1, 0);
+    tensor_add(m, 0, "lm_head.weight", c.n_vocab, d, 0, 0);
+    if (c.n_class) tensor_add(m, 0, "score.weight", c.n_class, d, 0, 0);
     return 0;
+}
+
+/* Two operations for each position and parameter in a matmul: 12 d x d in a block, K x d in
+   lm_head. For attention two products of T x T x d, of which a causal mask needs half. */
+double model_flops(const Model *m) {
+    const Config *c = &m->config;
+    double T = (double)positions(c), d = (double)c->n_embd, L = (double)c->n_layer;
+    double multiplied = 12 * L * d * d + (double)c->n_vocab * d, attention = 4 * L * T * T * d;
+    return 2 * multiplied * T + (is_causal(c) ? attention / 2 : attention);
 }
 
 /* A tensor as a matrix, of the parameters or of gradients, which are laid out alike. */
 static Matrix tensor(const Model *m, const real *base, int kind, Size layer) {
-    Size before = kind < LN_1 ? 0 : kind > MLP_PROJ ? m->config.n_layer - 1 : layer; // whole blocks
-    const Tensor *t = &m->tensors[kind + before * (MLP_PROJ - LN_1 + 1)];
+    enum { OF_BLOCK = MLP_PROJ - LN_1 + 1 };
+    if (kind < LN_1) layer = 0;
+    if (kind > MLP_PROJ) layer = m->config.n_layer - 1; // behind the last block
+    const Tensor *t = &m->tensors[kind + layer * OF_BLOCK];
     return matrix(base + t->offset, t->rows, t->cols);
 }
 
-static Matrix weight(const Model *m, int kind, Size layer) {
+static Matrix weights(const Model *m, int kind, Size layer) {
     return tensor(m, m->params, kind, layer);
 }
 
@@ -1108,15 +1135,13 @@ void model_randomise(Model *m, uint64_t seed) {
     }
 }
 
-/* Activations. The names follow the data through a block. T is Activations.T, but for the past. */
+/* Activations, in the order in which data passes through a block. T is Activations.T. */
 typedef struct {
-    real *h;      // (B, T, d) the block's input; of the last, one behind the blocks: the output
-    real *inv_1;  // (B, T)
+    real *h;      // (B, T, d) the block's input; layer[L].h is the last block's output
     real *qkv;    // (B, T, 3d)
     real *lse;    // (B, H, T)
     real *att;    // (B, T, d)
     real *a;      // (B, T, d) input plus attention
-    real *inv_2;  // (B, T)
     real *u;      // (B, T, 4d)
     real *keys;   // (B, H, hs, all positions) of the past, for sampling
     real *values; // (B, H, all positions, hs)
@@ -1127,10 +1152,10 @@ struct Activations {
     Size T; // positions that pass together: all of an image's; in sampling 1
     Size t; // in sampling: which one
     Team team;
-    Layer *layer;   // (L + 1) in memory of their own where they are kept, else in the first one's
+    Layer *layer;   // (L + 1); what a pass does not keep is one memory that all of them share
     real *n;        // (B, T, d) the normalised input of whatever matmul comes next
     real *g;        // (B, T, 4d)
-    real *inv_f;    // (B, T)
+    real *inv;      // (B, T) what the last norm multiplied by
     real *logits;   // (B, T, K), then probabilities, then their gradient
     real *nll;      // (B, T), then each position's weight in the loss
     real *features; // (B, d) mean of n^L over positions
@@ -1154,12 +1179,10 @@ static Size activations_place(Activations *s, real *base, const Config *c, Size 
     for (Size l = 0; l <= c->n_layer; l++) {
         if (l == 0 || trains) layer.h = carve(base, &used, rows * d);
         if (l == 0 || (s->keep == KEEP_ALL && l < c->n_layer)) {
-            layer.inv_1 = carve(base, &used, rows);
             layer.qkv = carve(base, &used, rows * 3 * d);
             layer.lse = carve(base, &used, rows * c->n_head);
             layer.att = carve(base, &used, rows * d);
             layer.a = carve(base, &used, rows * d);
-            layer.inv_2 = carve(base, &used, rows);
             layer.u = carve(base, &used, rows * 4 * d);
         }
         if (s->keep == KEEP_PAST && l < c->n_layer) {
@@ -1170,7 +1193,7 @@ static Size activations_place(Activations *s, real *base, const Config *c, Size 
     }
     s->n = carve(base, &used, rows * d);
     s->g = carve(base, &used, rows * 4 * d);
-    s->inv_f = carve(base, &used, rows);
+    s->inv = carve(base, &used, rows);
     s->logits = carve(base, &used, rows * c->n_vocab);
     s->nll = carve(base, &used, rows);
     s->features = carve(base, &used, B * d);
@@ -1212,14 +1235,14 @@ static void block_inner(const Model *m, const Activations *s, Size l, Size B) {
     Size d = m->config.n_embd, rows = B * s->T;
     const Layer *y = &s->layer[l];
     Attention attention = attention_of(m, s, B);
-    rms_forward(s->n, y->inv_1, y->h, weight(m, LN_1, l).data, rows, d);
-    matmul(s->team, matrix(y->qkv, rows, 3 * d), matrix(s->n, rows, d), weight(m, C_ATTN, l), 0);
+    rms_forward(s->n, s->inv, y->h, weights(m, LN_1, l).data, rows, d);
+    matmul(s->team, matrix(y->qkv, rows, 3 * d), matrix(s->n, rows, d), weights(m, C_ATTN, l), 0);
     if (s->keep == KEEP_PAST) attention_step(&attention, y->att, y->qkv, y->keys, y->values, s->t);
     else attention_forward(&attention, y->att, y->lse, y->qkv);
     memcpy(y->a, y->h, rows * d * sizeof *y->a);
-    matmul(s->team, matrix(y->a, rows, d), matrix(y->att, rows, d), weight(m, ATTN_PROJ, l), 1);
-    rms_forward(s->n, y->inv_2, y->a, weight(m, LN_2, l).data, rows, d);
-    matmul(s->team, matrix(y->u, rows, 4 * d), matrix(s->n, rows, d), weight(m, C_FC, l), 0);
+    matmul(s->team, matrix(y->a, rows, d), matrix(y->att, rows, d), weights(m, ATTN_PROJ, l), 1);
+    rms_forward(s->n, s->inv, y->a, weights(m, LN_2, l).data, rows, d);
+    matmul(s->team, matrix(y->u, rows, 4 * d), matrix(s->n, rows, d), weights(m, C_FC, l), 0);
 }
 
 /* From h^l to h^(l+1) = a + gelu(u) W_proj. */
@@ -1230,7 +1253,7 @@ static void block_forward(const Model *m, const Activations *s, Size l, Size B) 
     block_inner(m, s, l, B);
     gelu_forward(s->g, y->u, rows, 4 * d);
     memcpy(out, y->a, rows * d * sizeof *out);
-    matmul(s->team, matrix(out, rows, d), matrix(s->g, rows, 4 * d), weight(m, MLP_PROJ, l), 1);
+    matmul(s->team, matrix(out, rows, d), matrix(s->g, rows, 4 * d), weights(m, MLP_PROJ, l), 1);
 }
 
 /* s->dh goes in as the gradient of the block's output and comes out as that of its input. For
@@ -1240,34 +1263,34 @@ static void block_backward(const Model *m, const Activations *s, Size l, Size B,
     Size d = m->config.n_embd, rows = B * positions(&m->config);
     const Layer *y = &s->layer[l];
     Attention attention = attention_of(m, s, B);
-    const real *ln_1 = weight(m, LN_1, l).data, *ln_2 = weight(m, LN_2, l).data;
+    const real *ln_1 = weights(m, LN_1, l).data, *ln_2 = weights(m, LN_2, l).data;
     Matrix dh = matrix(s->dh, rows, d), n = matrix(s->n, rows, d), dn = matrix(s->dn, rows, d);
     Matrix du = matrix(s->wide, rows, 4 * d), g = matrix(s->g, rows, 4 * d);
     Matrix dqkv = matrix(s->wide, rows, 3 * d), datt = matrix(s->wide + rows * 3 * d, rows, d);
 
-    matmul(s->team, du, dh, transposed(weight(m, MLP_PROJ, l)), 0);
+    matmul(s->team, du, dh, transposed(weights(m, MLP_PROJ, l)), 0);
     gelu_backward(du.data, s->g, y->u, rows, 4 * d);
     matmul(s->team, tensor(m, grads, MLP_PROJ, l), transposed(g), dh, 1);
-    rms_forward(s->n, y->inv_2, y->a, ln_2, rows, d);
+    rms_forward(s->n, s->inv, y->a, ln_2, rows, d);
     matmul(s->team, tensor(m, grads, C_FC, l), transposed(n), du, 1);
-    matmul(s->team, dn, du, transposed(weight(m, C_FC, l)), 0);
-    rms_backward(s->dh, tensor(m, grads, LN_2, l).data, s->partial, s->dn, y->a, ln_2, y->inv_2,
-                 rows, d);
+    matmul(s->team, dn, du, transposed(weights(m, C_FC, l)), 0);
+    rms_backward(s->dh, tensor(m, grads, LN_2, l).data, s->partial, s->dn, y->a, ln_2, s->inv, rows,
+                 d);
 
-    matmul(s->team, datt, dh, transposed(weight(m, ATTN_PROJ, l)), 0);
+    matmul(s->team, datt, dh, transposed(weights(m, ATTN_PROJ, l)), 0);
     matmul(s->team, tensor(m, grads, ATTN_PROJ, l), transposed(matrix(y->att, rows, d)), dh, 1);
     attention_backward(&attention, dqkv.data, datt.data, y->qkv, y->att, y->lse);
-    rms_forward(s->n, y->inv_1, y->h, ln_1, rows, d);
+    rms_forward(s->n, s->inv, y->h, ln_1, rows, d);
     matmul(s->team, tensor(m, grads, C_ATTN, l), transposed(n), dqkv, 1);
-    matmul(s->team, dn, dqkv, transposed(weight(m, C_ATTN, l)), 0);
-    rms_backward(s->dh, tensor(m, grads, LN_1, l).data, s->partial, s->dn, y->h, ln_1, y->inv_1,
-                 rows, d);
+    matmul(s->team, dn, dqkv, transposed(weights(m, C_ATTN, l)), 0);
+    rms_backward(s->dh, tensor(m, grads, LN_1, l).data, s->partial, s->dn, y->h, ln_1, s->inv, rows,
+                 d);
 }
 
 /* h^0, of all positions or of the one that is sampled. */
 static void model_embed(const Model *m, const Activations *s, const Batch *batch) {
     const Config *c = &m->config;
-    embed_forward(s->layer[0].h, batch, weight(m, WTE, 0).data, weight(m, WPE, 0).data,
+    embed_forward(s->layer[0].h, batch, weights(m, WTE, 0).data, weights(m, WPE, 0).data,
                   positions(c), c->n_embd, c->n_vocab, s->t, s->T);
 }
 
@@ -1275,14 +1298,14 @@ const real *model_forward(const Model *m, Activations *s, const Batch *batch) {
     Size d = m->config.n_embd, L = m->config.n_layer;
     model_embed(m, s, batch);
     for (Size l = 0; l < L; l++) block_forward(m, s, l, batch->B);
-    rms_forward(s->n, s->inv_f, s->layer[L].h, weight(m, LN_F, 0).data, batch->B * s->T, d);
+    rms_forward(s->n, s->inv, s->layer[L].h, weights(m, LN_F, 0).data, batch->B * s->T, d);
     return s->n;
 }
 
 real *model_logits(const Model *m, Activations *s, Size B) {
     Size d = m->config.n_embd, rows = B * s->T;
     matmul(s->team, matrix(s->logits, rows, m->config.n_vocab), matrix(s->n, rows, d),
-           transposed(weight(m, LM_HEAD, 0)), 0); // lm_head is stored (out, in)
+           transposed(weights(m, LM_HEAD, 0)), 0); // lm_head is stored (out, in)
     return s->logits;
 }
 
@@ -1292,7 +1315,7 @@ static void model_backward(const Model *m, Activations *s, const Batch *batch, r
     Size d = c->n_embd, L = c->n_layer, rows = batch->B * positions(c);
     memset(s->dh, 0, rows * d * sizeof *s->dh);
     rms_backward(s->dh, tensor(m, grads, LN_F, 0).data, s->partial, s->dn, s->layer[L].h,
-                 weight(m, LN_F, 0).data, s->inv_f, rows, d);
+                 weights(m, LN_F, 0).data, s->inv, rows, d);
     for (Size l = L - 1; l >= 0; l--) {
         if (s->keep == KEEP_INPUTS) block_inner(m, s, l, batch->B);
         block_backward(m, s, l, batch->B, grads);
@@ -1335,13 +1358,13 @@ static double generative_loss(const Model *m, Activations *s, const Batch *batch
     if (!grads) return loss;
     Matrix dlogits = matrix(s->logits, rows, K), n = matrix(s->n, rows, d);
     cross_entropy_backward(s->logits, batch->tokens, s->nll, rows, K);
-    matmul(s->team, matrix(s->dn, rows, d), dlogits, weight(m, LM_HEAD, 0), 0);
+    matmul(s->team, matrix(s->dn, rows, d), dlogits, weights(m, LM_HEAD, 0), 0);
     matmul(s->team, tensor(m, grads, LM_HEAD, 0), transposed(dlogits), n, 1);
     return loss;
 }
 
-/* Features of B images out of n (B, T, d), added times scale to out, whose rows lie out_step apart:
-   the mean over positions (d), or those of all positions side by side (T, d). */
+/* Add scale times the features of B images to out, whose rows lie out_step apart: of n, their n^l
+   (B, T, d), the mean over positions (d), or all positions side by side (T, d). */
 static void pool_add(real *out, Size out_step, const real *n, Size B, Size T, Size d, int pool,
                      double scale) {
     Size step = pool == POOL_NONE ? d : 0;
@@ -1361,7 +1384,7 @@ static void classify(const Model *m, Activations *s, Size B) {
     memset(s->features, 0, B * d * sizeof *s->features);
     pool_add(s->features, d, s->n, B, positions(&m->config), d, POOL_MEAN, 1);
     matmul(s->team, matrix(s->classes, B, C), matrix(s->features, B, d),
-           transposed(weight(m, SCORE, 0)), 0);
+           transposed(weights(m, SCORE, 0)), 0);
 }
 
 static Size largest_of(const real *x, Size n) { // the first of several
@@ -1371,8 +1394,8 @@ static Size largest_of(const real *x, Size n) { // the first of several
     return largest;
 }
 
-/* The cross entropy of B rows of class logits (B, C), summed into losses; they become `scale` times
-   its gradient. A picture without a label weighs nothing. */
+/* The cross entropy of B rows of class logits (B, C) is added to losses; the logits become `scale`
+   times its gradient. A picture without a label weighs nothing. */
 static void class_losses(real *logits, const uint16_t *labels, Size B, Size C, double scale,
                          Losses *losses) {
     for (Size b = 0; b < B; b++, logits += C) {
@@ -1397,7 +1420,7 @@ static void classifier_loss(const Model *m, Activations *s, const Batch *batch, 
     if (!grads) return;
     Matrix dlogits = matrix(s->classes, B, C), features = matrix(s->features, B, d);
     matmul(s->team, tensor(m, grads, SCORE, 0), transposed(dlogits), features, 1);
-    matmul(s->team, features, dlogits, weight(m, SCORE, 0), 0); // now their gradient
+    matmul(s->team, features, dlogits, weights(m, SCORE, 0), 0); // now their gradient
 #pragma omp parallel for schedule(static)
     for (Size r = 0; r < B * T; r++)
         for (Size i = 0; i < d; i++) s->dn[r * d + i] += s->features[r / T * d + i] / (real)T;
@@ -1415,8 +1438,8 @@ Losses objective(const Model *m, Activations *s, const Batch *batch, double gen_
     return losses;
 }
 
-/* Adam with the paper's settings (section 3.4). The work is reading and
-   writing memory, so one pass does everything, down to clearing the gradient. */
+/* Adam with the paper's settings (section 3.4). The work is reading and writing memory, so one pass
+   does everything, down to clearing the gradient. */
 void adam_step(const Adam *adam, Size step, double lr) {
     // Fixed, so that vector and remainder loops split alike for all threads.
     enum { BLOCK = BLOCK_OF(4096, 3) };
@@ -1451,7 +1474,8 @@ double learning_rate(Size step, Size steps, Size warmup, double peak) {
    fewer colours than pixels, so k-means runs over distinct colours, weighted by their counts. Sums
    of bytes are whole numbers, exact in 64 bits, so threads may add them in any order. */
 
-/* Colours are matrices as vectors want them, (3, n): all red, then all green, then all blue. */
+/* A list of n colours is a matrix (3, n), all red, then all green, then all blue, so that vectors
+   take many at once. Here, between colour i of c and another: */
 static inline real squared_distance(Matrix c, Size i, const real *colour) {
     real r = colour[0] - c.data[i], g = colour[1] - c.data[c.cols + i];
     real b = colour[2] - c.data[2 * c.cols + i];
@@ -1544,7 +1568,7 @@ static void choose_centres(Matrix centres, const Histogram *h, uint64_t seed, Wa
     for (Size k = 0; k < K; k++) {
         if (watch) watch("palette, first colours", k, K);
         int trials = k ? 2 + (int)log((double)K) : 1;
-        double mass = mass_with(h, centre), least = INFINITY;
+        double mass = mass_with(h, centre), least = INFINITY; // as it is: centre is the last one
         for (int trial = 0; trial < trials; trial++) {
             uint64_t stream = stream_of(FOR_PALETTE, trial);
             double uniform = random_uniform(seed, stream, k), left;
@@ -1563,8 +1587,7 @@ static void choose_centres(Matrix centres, const Histogram *h, uint64_t seed, Wa
     }
 }
 
-/* Lloyd's two steps. First, move each centre to the mean of its pixels; one without pixels
-   stays. */
+/* Lloyd's two steps. First, move each centre to the mean of its pixels; one without any stays. */
 static void move_centres(Matrix centres, const Histogram *h, uint64_t *sums) {
     Size K = centres.cols;
     memset(sums, 0, 4 * K * sizeof *sums); // (K, 4): red, green, blue, pixels
@@ -1654,7 +1677,7 @@ double sample_uniform(uint64_t seed, Size image, Size t) {
 /* probs (K) holds logits and becomes probabilities, not yet divided by their sum. Returns the first
    colour whose cumulative probability exceeds `uniform`; -1: logits are not finite. */
 static int draw_token(real *probs, Size K, double uniform, const Drawing *drawing) {
-    real max = row_max(probs, K), least = drawing->top_k > 0 ? max : -INFINITY; // to be drawn
+    real max = row_max(probs, K), least = drawing->top_k > 0 ? max : -INFINITY; // drawn
     double sum = 0, passed = 0;
     Size last = 0;
     for (Size k = 0; k < K && drawing->top_k > 0; k++) {
@@ -1707,8 +1730,8 @@ void model_features(const Model *m, Activations *s, const Batch *batch, int pool
     model_embed(m, s, batch);
     for (Size l = 0; l <= c->n_layer; l++) {
         if (l > 0) block_forward(m, s, l - 1, batch->B);
-        const real *gain = weight(m, l < c->n_layer ? LN_1 : LN_F, l).data;
-        rms_forward(s->n, s->inv_f, s->layer[l].h, gain, batch->B * T, d);
+        const real *gain = weights(m, l < c->n_layer ? LN_1 : LN_F, l).data;
+        rms_forward(s->n, s->inv, s->layer[l].h, gain, batch->B * T, d);
         pool_add(out + l * width, (c->n_layer + 1) * width, s->n, batch->B, T, d, pool, scale);
     }
 }
@@ -1739,8 +1762,10 @@ typedef struct {
    explains is taken out, the older ones do the rest, and it is put in again as that step would have
    it. Where there are no more, H^-1 is `scale`. */
 static void inverse_curvature(real *d, Size n, const Step *steps, Size count, double scale) {
-    for (Size i = 0; i < n && !count; i++) d[i] *= (real)scale;
-    if (!count) return;
+    if (count == 0) {
+        for (Size i = 0; i < n; i++) d[i] *= (real)scale;
+        return;
+    }
     double alpha = wide_dot(steps->s, d, n) / steps->curvature;
     add_scaled(d, -alpha, steps->y, n);
     inverse_curvature(d, n, steps + 1, count - 1, scale);
@@ -1887,14 +1912,16 @@ int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts
               uint8_t *right) {
     static const double grid[] = {10, 1, 0.1, 0.01, 1e-3, 1e-4, 1e-5};
     Size n = 0, width = x.cols, row = 0;
-    for (int i = 0; i < N_PARTS; n += parts[i++].n)
+    for (int i = 0; i < N_PARTS; i++) {
         if (!parts[i].n) return fail("no labelled pictures for the part %s", part_names[i]);
+        n += parts[i].n;
+    }
     real *all = zalloc(n * width, sizeof *all), *w = zalloc(C * (width + 1), sizeof *w);
     uint16_t *all_labels = zalloc(n, sizeof *all_labels), *part_labels[N_PARTS];
-    Matrix part[N_PARTS];
+    Matrix part_rows[N_PARTS];
     int bad = !all || !w || !all_labels;
     for (int i = 0; i < N_PARTS && !bad; i++) {
-        part[i] = matrix(all + row * width, parts[i].n, width);
+        part_rows[i] = matrix(all + row * width, parts[i].n, width);
         part_labels[i] = all_labels + row;
         for (Size k = 0; k < parts[i].n; k++, row++) {
             Size picture = parts[i].index[k];
@@ -1905,12 +1932,12 @@ int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts
     if (!bad) standardise(matrix(all, n, width), parts[TRAIN_PART].n);
     for (size_t k = 0; k < sizeof grid / sizeof *grid && !bad; k++) {
         Probe now = {.l2 = grid[k]};
-        bad = logistic_fit(w, part[TRAIN_PART], part_labels[TRAIN_PART], C, grid[k], 1e-4) < 0;
+        bad = logistic_fit(w, part_rows[TRAIN_PART], part_labels[TRAIN_PART], C, grid[k], 1e-4) < 0;
         for (int i = 0; i < N_PARTS; i++)
-            now.accuracy[i] = logistic_accuracy(w, part[i], part_labels[i], C, NULL);
+            now.accuracy[i] = logistic_accuracy(w, part_rows[i], part_labels[i], C, NULL);
         if (k && now.accuracy[VALIDATION_PART] <= probe->accuracy[VALIDATION_PART]) continue;
         *probe = now;
-        if (right) logistic_accuracy(w, part[TEST_PART], part_labels[TEST_PART], C, right);
+        if (right) logistic_accuracy(w, part_rows[TEST_PART], part_labels[TEST_PART], C, right);
     }
     free(all);
     free(w);
@@ -1919,11 +1946,11 @@ int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts
 }
 
 /* ==== 9 platform ================================================================================
-   Here begins the second part, the files. First all that differs from one system to the next: files
-   and folders, their names in UTF-8; for the program clock, memory, terminal and Ctrl-C, too. A
-   port to another system changes nothing else. Then what reads and writes whole files. The idea to
-   take away: they are read in the open and written in hiding, beside their name, flushed to disk,
-   renamed. Whatever happens on the way, the name holds the last whole version. */
+   Here begins the second part, the files. First comes all that differs from one system to the next:
+   files, folders and their names in UTF-8; for the program clock, memory, terminal and Ctrl-C, too.
+   A port to another system changes nothing else. Then whole files. The idea to take away: a file is
+   written under a hidden name beside its own, flushed to disk, and only then renamed. Whatever
+   happens on the way, its name holds the last whole version. */
 
 #define STOPPING "\nstopping after this step; press again to end now\n"
 
@@ -1955,7 +1982,7 @@ static Wide wide(const char *path) {
     return w;
 }
 
-/* Its malloc() gives 16 bytes, enough for SSE2's vectors: wider ones need another one. */
+/* malloc() here gives a 16-byte boundary, and free() takes nothing else back: only time is lost. */
 static void *aligned_memory(size_t bytes) { return malloc(bytes); }
 static FILE *file_stream(const char *path, const char *mode) {
     return _wfopen(wide(path).text, wide(mode).text);
@@ -1969,7 +1996,7 @@ static int file_replace(const char *from, const char *to) {
 static void file_remove(const char *path) { _wremove(wide(path).text); }
 static int process_number(void) { return (int)GetCurrentProcessId(); }
 static int folder_create(const char *path) { return _wmkdir(wide(path).text); }
-static int path_kind(const char *path) { // errno: why NOTHING, else 0
+static int path_kind(const char *path) { // of NOTHING errno says why, else it is 0
     errno = 0;
     DWORD is = GetFileAttributesW(wide(path).text);
     if (is == INVALID_FILE_ATTRIBUTES) return NOTHING;
@@ -1988,7 +2015,7 @@ static const char *folder_next(Folder *folder) {
 static void folder_close(Folder *folder) { _wclosedir(folder); }
 
 #    ifndef IGPT_NO_MAIN
-static int folder_lock(const char *path) { // until the process ends; 1: another has it; -1: errno
+static int folder_lock(const char *path) { // for good; 1: another has it; -1: see errno
     char name[PATH_SIZE + 8];
     snprintf(name, sizeof name, "%s/.lock", path);
     HANDLE f = CreateFileW(wide(name).text, GENERIC_WRITE, 0, NULL, CREATE_ALWAYS,
@@ -2053,7 +2080,7 @@ static void *aligned_memory(size_t bytes) {
     return posix_memalign(&p, 64, bytes) ? NULL : p;
 }
 static FILE *file_stream(const char *path, const char *mode) {
-    // A kill may have left it; a command that still writes to it keeps its own, without a name.
+    // What a kill has left goes; a command that still writes to it keeps its file, without a name.
     if (*mode == 'w') unlink(path);
     return fopen(path, *mode == 'w' ? "wbx" : mode); // x: a new file, not by a link
 }
@@ -2068,7 +2095,7 @@ static int file_replace(const char *from, const char *to) {
     if (rename(from, to)) return -1;
     snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - to) : 1, slash ? to : ".");
     int f = open(*folder ? folder : "/", O_RDONLY);  // the name must reach the disk, too
-    int bad = f >= 0 && fsync(f) && errno != EINVAL; // of a kind of folder that cannot do it
+    int bad = f >= 0 && fsync(f) && errno != EINVAL; // EINVAL: such a folder cannot be flushed
     if (f >= 0) close(f);
     return bad ? -1 : 0;
 }
@@ -2079,7 +2106,7 @@ static int process_number(void) { return 0; } // there are no others
 static int process_number(void) { return (int)getpid(); }
 #    endif
 static int folder_create(const char *path) { return mkdir(path, 0777); }
-static int path_kind(const char *path) { // errno: why NOTHING, else 0
+static int path_kind(const char *path) { // of NOTHING errno says why, else it is 0
     struct stat s;
     errno = 0;
     if (stat(path, &s)) return NOTHING;
@@ -2126,9 +2153,11 @@ static int terminal_columns(void) {
 }
 static volatile sig_atomic_t interrupted; // the signal that came
 static void on_interrupt(int number) {
+    int error = errno; // what it has interrupted may be about to look at it
     ssize_t written = interrupted ? 0 : write(2, STOPPING, sizeof STOPPING - 1);
     interrupted = number;
     (void)written; // whoever should read it may be gone
+    errno = error;
 }
 /* The second Ctrl-C ends at once; shells and timeout send the other signals twice. What whoever
    started igpt has it ignore (nohup) stays so. */
@@ -2145,7 +2174,7 @@ static char **process_start(int *argc, char **argv) {
     int f = 0;
     signal(SIGXFSZ, SIG_IGN); // a file that must not grow further fails like a full disk
     signal(SIGPIPE, SIG_IGN); // whoever reads progress may go, and a run goes on
-    while (f >= 0 && f <= 2) f = open("/dev/null", O_RDWR); // closed ones, which files would take
+    while (f >= 0 && f <= 2) f = open("/dev/null", O_RDWR); // or files get their numbers
     if (f > 2) close(f);
     return (void)argc, argv;
 }
@@ -2156,7 +2185,7 @@ static double memory_limit(void) { // physical memory, or less by ulimit -v
     return (double)limit.rlim_cur < most ? (double)limit.rlim_cur : most;
 }
 static int locked_folder;
-static int folder_lock(const char *path) { // until the process ends; 1: another has it; -1: errno
+static int folder_lock(const char *path) { // for good; 1: another has it; -1: see errno
     int f = locked_folder = open(path, O_RDONLY);
     return f < 0 ? -1 : flock(f, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
 }
@@ -2261,14 +2290,14 @@ static int folder_lacks(const char *dir, const char *advice) {
 
 /* Make a folder and those above it; 0 also where it exists already. */
 static int folder_make(const char *path) {
-    char part[PATH_SIZE] = "";
+    char so_far[PATH_SIZE] = "";
     for (size_t i = 0; i < PATH_SIZE - 1 && path[i]; i++) {
-        part[i] = path[i];
+        so_far[i] = path[i];
         int ends = path[i + 1] == '/' || !path[i + 1];
-        if (!ends || path_kind(part) == FOLDER || !folder_create(part)) continue;
+        if (!ends || path_kind(so_far) == FOLDER || !folder_create(so_far)) continue;
         int reason = errno;
-        if (path_kind(part) != FOLDER) // else another process has just made it
-            return fail("cannot make the folder %s: %s", part, strerror(reason));
+        if (path_kind(so_far) != FOLDER) // else another process has just made it
+            return fail("cannot make the folder %s: %s", so_far, strerror(reason));
     }
     return 0;
 }
@@ -3219,27 +3248,6 @@ static int weights_load(const Model *m, const Safetensors *file) {
     free(scratch);
     free(list);
     return bad ? -1 : 0;
-}
-
-int config_check(const Config *c) {
-    const char *const names[] = {"n_px", "n_vocab", "n_embd", "n_head", "n_layer", "n_class"};
-    const Size sizes[] = {c->n_px, c->n_vocab, c->n_embd, c->n_head, c->n_layer, c->n_class};
-    const Size low[] = {1, 2, 1, 1, 1, 0}, high[] = {256, 65535, 16384, 1024, 1024, 65535};
-    for (int i = 0; i < 6; i++)
-        if (sizes[i] < low[i] || sizes[i] > high[i])
-            return fail("%s is %lld, it must lie between %lld and %lld", names[i], sizes[i], low[i],
-                        high[i]);
-    if (c->n_embd % c->n_head == 0) return 0;
-    return fail("n_embd %lld is not divisible by n_head %lld", c->n_embd, c->n_head);
-}
-
-/* Two operations for each position and parameter in a matmul: 12 d x d in a block, K x d in
-   lm_head. For attention two products of T x T x d, of which a causal mask needs half. */
-double model_flops(const Model *m) {
-    const Config *c = &m->config;
-    double T = (double)positions(c), d = (double)c->n_embd, L = (double)c->n_layer;
-    double multiplied = 12 * L * d * d + (double)c->n_vocab * d, attention = 4 * L * T * T * d;
-    return 2 * multiplied * T + (is_causal(c) ? attention / 2 : attention);
 }
 
 /* The fields of config.json that say what is computed. They are written as they are here, and a
@@ -4300,7 +4308,7 @@ static double majority_accuracy(const Dataset *data) {
 
 /* Hugging Face's classifiers and bare models are saved without: it is zero here. */
 static int has_lm_head(const Model *m) {
-    Matrix head = weight(m, LM_HEAD, 0);
+    Matrix head = weights(m, LM_HEAD, 0);
     for (Size i = 0; i < head.rows * head.cols; i++)
         if (head.data[i] != 0) return 1;
     return 0;
@@ -5372,7 +5380,13 @@ static void print_version(void) {
 #    else
     printf("without OpenMP: one thread\n");
 #    endif
-    printf("%s\n", COMPILER);
+#    if defined __GNUC__ && !defined __clang__ && !defined __TINYC__
+    puts("gcc " __VERSION__);
+#    elif defined __VERSION__
+    puts(__VERSION__);
+#    else
+    puts("a compiler that does not tell its name");
+#    endif
 }
 
 /* The exit status, but for what failed on the way and has ended the program. */

@@ -164,7 +164,6 @@ typedef struct {
     Size rows, cols; // (in, out) for the matrices of a block; a gain is (1, cols)
     Size offset;     // of its first element in params
     double std;      // standard deviation of its initial values; < 0: all 1
-    int kind;        // which of the list's; igpt.c has the enumeration
 } Tensor;
 
 typedef char ClassName[128]; // UTF-8; a longer name is cut
@@ -316,7 +315,7 @@ typedef struct {
 IGPT_API int probe_fit(Probe *probe, Matrix x, const uint16_t *labels, const Subset parts[N_PARTS],
                        Size C, uint8_t *right);
 
-/* ---- 9 images ------------------------------------------------------------------------------- */
+/* ---- 10 images ------------------------------------------------------------------------------ */
 typedef struct {
     Size n;           // pictures
     Size px;          // side: every picture is px * px
@@ -374,7 +373,7 @@ IGPT_API int images_quantise(Images *set, const real *palette, Size K);
 IGPT_API int labels_split(const Images *set, Size n_class, Size per_class, uint64_t seed, Size draw,
                           Subset *train, Subset *validation);
 
-/* ---- 10 checkpoints ------------------------------------------------------------------------- */
+/* ---- 11 checkpoints ------------------------------------------------------------------------- */
 /* JSON is kept as the text it is. json_check holds a text, closed by a zero byte, against the
    grammar of RFC 8259, at most 64 levels deep, valid UTF-8, no \u0000, no number beyond a double;
    `name` opens the error sentence, which tells the byte. json_read gives such a text from a file of
@@ -451,7 +450,7 @@ IGPT_API int model_load(Model *model, const char *dir);
 IGPT_API real *palette_read(const char *path, Size *K);
 IGPT_API int palette_save(const char *path, const real *palette, Size K, Size n_px);
 
-/* ---- 11 pictures ---------------------------------------------------------------------------- */
+/* ---- 12 pictures ---------------------------------------------------------------------------- */
 /* Write an 8-bit picture rgb (height, width, 3) as PNG: of at most 256 colours with a palette.
    And a sheet of n pictures rgb (n, px, px, 3), `columns` in a row, each pixel enlarged. */
 IGPT_API int png_write(const char *path, const uint8_t *rgb, Size width, Size height);
