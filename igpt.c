@@ -3793,8 +3793,8 @@ struct Options {
     char **words; // the command line behind the command's name
     int n_words;
     const char *data, *model, *out, *init, *palette, *features;
-    Size seed, threads, quiet, preset, objective, pool;
-    Size n_layer, n_head, n_embd, n_px, n_vocab;
+    Config config; // of the model, but for the classes
+    Size seed, threads, quiet, preset, pool;
     Size batch, micro_batch, steps, warmup, eval_every, save_every, shift; // -1: to be found
     Size resume, overwrite, recompute, from_scratch, labels_per_class, masks;
     Size flip, n, top_k, rows, show, f16, concat, n_images;
@@ -3833,12 +3833,12 @@ static const Option option_table[] = {
     {"quiet", "", AT(quiet), ALL | HERE, "", 0, 0, "no progress on stderr"},
     {"preset", "tiny|igpt-s|igpt-m|igpt-l|igpt-xl", AT(preset), SIZES | PALETTE, "tiny", 0, 0,
      "sets what is not given"},
-    {"n-layer", "N", AT(n_layer), SIZES, "4", 1, 1024, "layers"},
-    {"n-head", "N", AT(n_head), SIZES, "2", 1, 1024, "attention heads"},
-    {"n-embd", "N", AT(n_embd), SIZES, "64", 1, 16384, "width of the network"},
-    {"n-px", "N", AT(n_px), SIZES | PALETTE, "16", 1, 256, "side of the pictures in pixels"},
-    {"n-vocab", "N", AT(n_vocab), SIZES | PALETTE, "64", 2, 65535, "colours in the palette"},
-    {"objective", "ar|bert", AT(objective), SIZES, "ar", 0, 0, "predict next or masked pixels"},
+    {"n-layer", "N", AT(config.n_layer), SIZES, "4", 1, 1024, "layers"},
+    {"n-head", "N", AT(config.n_head), SIZES, "2", 1, 1024, "attention heads"},
+    {"n-embd", "N", AT(config.n_embd), SIZES, "64", 1, 16384, "width of the network"},
+    {"n-px", "N", AT(config.n_px), SIZES | PALETTE, "16", 1, 256, "side of the pictures in pixels"},
+    {"n-vocab", "N", AT(config.n_vocab), SIZES | PALETTE, "64", 2, 65535, "colours in the palette"},
+    {"objective", "ar|bert", AT(config.objective), SIZES, "ar", 0, 0, "predict next or masked pixels"},
     {"mask-prob", "X", AT(mask_prob), TRAIN | TESTS, "0.15", 1e-3, 1, "bert: share that is masked"},
     {"masks", "N", AT(masks), TESTS, "5", 1, 10000, "bert: random masks that a test averages over"},
     {"gen-weight", "X", AT(gen_weight), FINETUNE, "1", 0, 1e6, "of L_GEN; 0: L_CLF alone"},
@@ -4027,11 +4027,6 @@ static int is_given(const Options *o, const char *name) {
     return option && o->source[option - option_table] == TYPED;
 }
 
-static Config config_of(const Options *o) { // without classes
-    int objective = (int)o->objective;
-    return (Config){o->n_px, o->n_vocab, o->n_embd, o->n_head, o->n_layer, 0, objective};
-}
-
 /* Masks are what BERT models see pictures through. */
 static void need_masks(const Options *o, const Config *c) {
     if (!is_masked(c) && (is_given(o, "mask-prob") || is_given(o, "masks")))
@@ -4040,16 +4035,13 @@ static void need_masks(const Options *o, const Config *c) {
 
 /* The options that say what a model is, from a model that is there: those given must agree. */
 static void options_follow(Options *o, const Config *c, const char *dir) {
-    const struct {
-        const char *name;
-        Size *option, value;
-    } sizes[] = {{"n-px", &o->n_px, c->n_px},          {"n-vocab", &o->n_vocab, c->n_vocab},
-                 {"n-embd", &o->n_embd, c->n_embd},    {"n-head", &o->n_head, c->n_head},
-                 {"n-layer", &o->n_layer, c->n_layer}, {"objective", &o->objective, c->objective}};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        if (is_given(o, sizes[i].name) && *sizes[i].option != sizes[i].value)
-            stop("the model in %s has another --%s: leave it out", dir, sizes[i].name);
-        *sizes[i].option = sizes[i].value;
+    const Options given = *o;
+    o->config = *c;
+    for (int i = 0; i < N_OPTIONS; i++) {
+        size_t where = option_table[i].where;
+        int agree = !memcmp((char *)o + where, (const char *)&given + where, sizeof(Size));
+        if (o->source[i] == TYPED && !agree)
+            stop("the model in %s has another --%s: leave it out", dir, option_table[i].name);
     }
 }
 
@@ -4119,9 +4111,9 @@ static Size sample_batch(const Config *c) {
 }
 
 /* How many pictures a run draws whenever it is tested. */
-static Size train_samples(const Options *o, const Config *c) {
-    int draws = o->command->bit != FINETUNE && !is_masked(c);
-    return draws ? sampler_images(c, TRAIN_SAMPLES, 256e6) : 0;
+static Size train_samples(const Options *o) {
+    int draws = o->command->bit != FINETUNE && !is_masked(&o->config);
+    return draws ? sampler_images(&o->config, TRAIN_SAMPLES, 256e6) : 0;
 }
 
 /* A line of a sheet of completions: `rows` of the original, the rest in grey; n pictures that were
@@ -4335,14 +4327,14 @@ static int classes_agree(const Model *m, const Dataset *data) {
 /* The peak memory of training, pictures aside: the process with each thread's panels, parameters,
    gradients and two moments (for fine-tuning also the best so far), activations, the sampler's
    cache. A small model needs less than its palette did before. */
-static double train_bytes(const Options *o, const Config *c, Size n_params) {
+static double train_bytes(const Options *o, Size n_params) {
+    const Config *c = &o->config;
     double copies = o->command->bit == FINETUNE ? 5 : 4;
     int keep = o->recompute ? KEEP_INPUTS : KEEP_ALL;
     int has_palette = o->model || o->init || o->resume || o->palette;
-    double model =
-        copies * (double)n_params * sizeof(real) +
-        (double)activations_bytes(c, o->micro_batch, keep) +
-        (double)activations_bytes(c, min(train_samples(o, c), sample_batch(c)), KEEP_PAST);
+    double model = copies * (double)n_params * sizeof(real) +
+                   (double)activations_bytes(c, o->micro_batch, keep) +
+                   (double)activations_bytes(c, min(train_samples(o), sample_batch(c)), KEEP_PAST);
     return PROCESS_BYTES + fmax(model, has_palette ? 0 : HISTOGRAM_BYTES);
 }
 
@@ -4409,7 +4401,7 @@ static void train_step(Run *r) {
         Size first = step * o->batch + i;
         pass->batch.B = min(o->micro_batch, o->batch - i);
         for (Size b = 0; b < pass->batch.B; b++) next_image(r, first + b, b);
-        pass_mask(pass, o->n_px * o->n_px, o->mask_prob, o->seed, (uint64_t)first);
+        pass_mask(pass, positions(&o->config), o->mask_prob, o->seed, (uint64_t)first);
         Losses sum = objective(&r->model, pass->acts, &pass->batch, o->gen_weight * share,
                                r->fine * share, r->adam.grads);
         row->train.gen += sum.gen / (double)o->batch;
@@ -4485,7 +4477,7 @@ static void state_load(Run *r) {
                 isfinite(r->adam.second[i]) && r->adam.second[i] >= 0 &&
                 isfinite(r->result.params[i]);
     for (Size i = 0; i < r->n_drawn * r->line && sound; i++)
-        sound = r->drawn[i] >= 0 && r->drawn[i] < (real)r->o->n_vocab;
+        sound = r->drawn[i] >= 0 && r->drawn[i] < (real)r->o->config.n_vocab;
     if (!sound) stop("%s: its numbers are not those of a run", file->path);
     if (now->step > (double)r->o->steps)
         stop("--steps %lld: the run in %s has done %.0f", r->o->steps, r->o->out, now->step);
@@ -4524,45 +4516,43 @@ static void loss_chart(const Run *r, const char *path) {
 
 /* The palette of --palette, read before all else since it has its own size; NULL: none is given. */
 static real *palette_given(Options *o) {
-    Size wanted = o->n_vocab;
+    Size wanted = o->config.n_vocab, *K = &o->config.n_vocab;
     if (!o->palette) return NULL;
-    real *palette = palette_read(o->palette, &o->n_vocab);
+    real *palette = palette_read(o->palette, K);
     need(palette != NULL);
-    if (is_given(o, "n-vocab") && o->n_vocab != wanted)
-        stop("%s has %lld colours, not --n-vocab %lld", o->palette, o->n_vocab, wanted);
+    if (is_given(o, "n-vocab") && *K != wanted)
+        stop("%s has %lld colours, not --n-vocab %lld", o->palette, *K, wanted);
     return palette;
 }
 
-/* One that k-means finds in the training pictures; its size becomes o->n_vocab. */
+/* One that k-means finds in the training pictures; its size becomes the option's. */
 static real *palette_make(Options *o, const Images *train) {
-    Size wanted = o->n_vocab;
+    Size wanted = o->config.n_vocab, *K = &o->config.n_vocab;
     say(NOTE, "palette: k-means, %lld colours", wanted);
     real *palette = need_memory(wanted * 3, sizeof *palette);
-    o->n_vocab = palette_build(palette, wanted, train->rgb, train->n * train->px * train->px,
-                               o->seed, PALETTE_ITERATIONS, progress);
-    need(o->n_vocab > 0);
-    if (o->n_vocab < wanted)
-        say(NOTE, "palette: %lld colours are all there are, not %lld", o->n_vocab, wanted);
+    *K = palette_build(palette, wanted, train->rgb, train->n * train->px * train->px, o->seed,
+                       PALETTE_ITERATIONS, progress);
+    need(*K > 0);
+    if (*K < wanted) say(NOTE, "palette: %lld colours are all there are, not %lld", *K, wanted);
     return palette;
 }
 
 /* What fine-tuning prepares: pictures to learn from and to choose by, and, unless the model has it
    already, a head for the data's classes. A head starts at zero and is the last tensor. */
 static void run_tune(Run *r) {
-    const Options *o = r->o;
+    Options *o = r->o;
     const Dataset *data = &r->data;
     Model *m = &r->model, old = *m;
-    Config c = m->config;
-    c.n_class = data->n_class;
-    if (c.n_class < 2) stop("%s: %lld classes, which leaves nothing to learn", o->data, c.n_class);
-    if (labels_split(&data->train, c.n_class, o->labels_per_class, o->seed, 0, &r->train, &r->held))
+    Size C = o->config.n_class = data->n_class;
+    if (C < 2) stop("%s: %lld classes, which leaves nothing to learn", o->data, C);
+    if (labels_split(&data->train, C, o->labels_per_class, o->seed, 0, &r->train, &r->held))
         stop("%s: %s", o->data, error_text());
     say(NOTE, "pictures: %lld to learn from, %lld to choose by", r->train.n, r->held.n);
     if (classes_agree(m, data)) return;
     if (o->resume) stop("%s: has other classes than the run in %s", o->data, o->out);
-    need(!model_init(m, c));
-    memcpy(m->class_names, data->class_names, c.n_class * sizeof *m->class_names);
-    memcpy(m->palette, old.palette, 3 * c.n_vocab * sizeof *m->palette);
+    need(!model_init(m, o->config));
+    memcpy(m->class_names, data->class_names, C * sizeof *m->class_names);
+    memcpy(m->palette, old.palette, 3 * o->config.n_vocab * sizeof *m->palette);
     memcpy(m->params, old.params, m->tensors[m->n_tensors - 1].offset * sizeof *m->params);
     model_free(&old);
 }
@@ -4570,18 +4560,19 @@ static void run_tune(Run *r) {
 /* How many pictures go through the network at once, where --micro-batch does not say so: as many as
    leave about 50 MB of activations, which caches hold. */
 static void micro_batch_choose(Options *o) {
-    double image = (double)(o->n_px * o->n_px * o->n_embd * o->n_layer); // 40 bytes each are kept
+    const Config *c = &o->config;
+    double image = (double)(positions(c) * c->n_embd * c->n_layer); // 40 bytes each are kept
     if (o->micro_batch > 0) return;
     for (o->micro_batch = o->batch; o->micro_batch > 1 && (double)o->micro_batch * image > 1.25e6;)
         o->micro_batch = (o->micro_batch + 1) / 2;
 }
 
 /* Is there the memory that training takes? Found out before the work on a palette. */
-static void need_room(Options *o, Config c) {
+static void need_room(Options *o) {
     Model sizes;
-    need(!model_list(&sizes, c));
+    need(!model_list(&sizes, o->config));
     micro_batch_choose(o);
-    double bytes = train_bytes(o, &c, sizes.n_params), limit = memory_limit();
+    double bytes = train_bytes(o, sizes.n_params), limit = memory_limit();
     int known = is_given(o, "preset") && o->preset > 0; // "igpt-s: ...", a name and its words
     const char *name = known ? presets[o->preset] : "this model:";
     if (bytes > limit)
@@ -4623,20 +4614,20 @@ static void folder_take(const Options *o) {
 static void run_load(Run *r) {
     Options *o = r->o;
     Model *m = &r->model;
+    const Config *c = &o->config;
     real *colours = palette_given(o);
-    Config config = config_of(o);
     const char *from = r->fine ? o->model : o->init;
     int is_new = !o->resume && !from; // the model: its palette and weights are yet to be made
     if (o->resume) state_model(m, &r->state);
     else if (from) need(!model_load(m, from));
-    else need(!config_check(&config)); // before the work on a palette
+    else need(!config_check(c)); // before the work on a palette
     if (!is_new) options_follow(o, &m->config, o->resume ? o->out : from);
     if (!is_new && !o->resume && !has_lm_head(m))
         say(NOTE, "%s has no lm_head.weight: it starts at zero", from);
-    need_masks(o, is_new ? &config : &m->config);
-    need(!dataset_read(&r->data, o->data, o->n_px));
+    need_masks(o, c);
+    need(!dataset_read(&r->data, o->data, c->n_px));
     say(NOTE, "%s: pictures: %lld for training, %lld for testing; classes: %lld; at %lld x %lld",
-        o->data, r->data.train.n, r->data.test.n, r->data.n_class, o->n_px, o->n_px);
+        o->data, r->data.train.n, r->data.test.n, r->data.n_class, c->n_px, c->n_px);
     if (r->fine) run_tune(r);
     else {
         r->train = all_of(&r->data.train);
@@ -4645,34 +4636,35 @@ static void run_load(Run *r) {
     if (!r->train.n || !r->held.n)
         stop("%s: pictures left: %lld for training, %lld for %s", o->data, r->train.n, r->held.n,
              r->fine ? "validation" : "tests");
-    need_room(o, is_new ? config : m->config);
+    need_room(o);
     need(!folder_make(o->out)); // only now, so that no run that cannot begin leaves one
     folder_take(o);
     need_outputs(o->out, run_files);
     if (is_new) {
         if (!colours) colours = palette_make(o, &r->data.train);
-        need(!model_init(m, config_of(o)));
-        memcpy(m->palette, colours, 3 * o->n_vocab * sizeof *colours);
+        need(!model_init(m, *c));
+        memcpy(m->palette, colours, 3 * c->n_vocab * sizeof *colours);
     }
     if (is_new || o->from_scratch) model_randomise(m, o->seed);
-    need(!images_quantise(&r->data.train, m->palette, o->n_vocab));
-    need(!images_quantise(&r->data.test, m->palette, o->n_vocab));
+    need(!images_quantise(&r->data.train, m->palette, c->n_vocab));
+    need(!images_quantise(&r->data.test, m->palette, c->n_vocab));
 }
 
 /* The options that depend on the model and the data, and the run's memory. */
 static void run_open(Run *r) {
     Options *o = r->o;
+    const Config *c = &o->config;
     Size n = r->model.n_params;
     if (o->warmup < 0) o->warmup = min(r->train.n / o->batch, o->steps / 2);
     if (o->eval_every < 0) o->eval_every = (o->steps + 9) / 10;
     if (o->save_every < 0) o->save_every = o->eval_every;
-    if (o->shift < 0) o->shift = r->fine ? o->n_px / 8 : 0;
-    o->shift = min(o->shift, o->n_px - 1);
-    r->pass = pass_open(&r->model.config, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
+    if (o->shift < 0) o->shift = r->fine ? c->n_px / 8 : 0;
+    o->shift = min(o->shift, c->n_px - 1);
+    r->pass = pass_open(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
     r->order = need_memory(r->train.n, sizeof *r->order);
     need((r->config = config_text(&r->model)) != NULL);
     r->log = need_memory(2, sizeof *r->log);
-    r->line = min(train_samples(o, &r->model.config), SHEET_COLUMNS) * o->n_px * o->n_px;
+    r->line = min(train_samples(o), SHEET_COLUMNS) * positions(c);
     r->drawn = need_memory(SHEET_LINES * r->line, sizeof *r->drawn);
     r->n_rows = 1;
     r->best.held.accuracy = -1; // which the first test of a fine-tuning beats
@@ -4703,7 +4695,7 @@ static void progress_sheet(Run *r, const uint16_t *samples) {
                    r->line * sizeof *r->drawn);
     for (Size i = 0; i < r->line; i++) r->drawn[r->n_drawn * r->line + i] = samples[i];
     r->n_drawn++;
-    Size px = r->o->n_px, T = px * px, n = r->n_drawn * r->line;
+    Size px = r->o->config.n_px, T = px * px, n = r->n_drawn * r->line;
     uint16_t *tokens = need_memory(n, sizeof *tokens);
     for (Size i = 0; i < n; i++) tokens[i] = (uint16_t)r->drawn[i];
     const char *path = file_in(r->dir, "progress.png");
@@ -4717,14 +4709,14 @@ static int run_test(Run *r, Row *row) {
     const Options *o = r->o;
     const Model *m = &r->model;
     const Images *set = r->fine ? &r->data.train : &r->data.test;
-    Size n = train_samples(o, &m->config);
-    uint16_t *samples = need_memory(n * o->n_px * o->n_px, sizeof *samples);
+    Size n = train_samples(o), px = o->config.n_px;
+    uint16_t *samples = need_memory(n * px * px, sizeof *samples);
     row->held = evaluate(m, &r->pass, o->micro_batch, set, &r->held, r->fine, 1, o->mask_prob);
     if (!interrupted) need_finite(r, row->held.gen + (r->fine ? row->held.clf : 0));
     if (n && !interrupted) draw_pictures(o, m, samples, n, 0, NULL);
     if (interrupted) return -1;
     if (n) {
-        write_sheet(file_in(r->dir, "samples.png"), samples, n, o->n_px, m->palette, SHEET_COLUMNS);
+        write_sheet(file_in(r->dir, "samples.png"), samples, n, px, m->palette, SHEET_COLUMNS);
         progress_sheet(r, samples);
     }
     free(samples);
@@ -4891,8 +4883,8 @@ static void command_train(Options *o) { // and finetune
              o->steps, o->warmup, o->eval_every, o->save_every, o->batch, o->micro_batch, o->lr);
     run.words = words_keep(saved, o);
     say(NOTE, "%lld layers, d %lld, %lld heads, %lld colours: %.2f million parameters, %.0f MB",
-        o->n_layer, o->n_embd, o->n_head, o->n_vocab, (double)run.model.n_params / 1e6,
-        train_bytes(o, &run.model.config, run.model.n_params) / 1e6);
+        o->config.n_layer, o->config.n_embd, o->config.n_head, o->config.n_vocab,
+        (double)run.model.n_params / 1e6, train_bytes(o, run.model.n_params) / 1e6);
     if (o->resume) {
         state_load(&run);
         safetensors_close(&run.state);
@@ -5010,15 +5002,15 @@ static void command_info(Options *o) {
         need(json && !config_load(&saved, json, path));
         options_follow(o, &saved, o->model);
     }
-    Config c = config_of(o);
+    Config c = o->config;
     need(!model_list(&m, c));
-    double forward = model_flops(&m), training = train_bytes(o, &c, m.n_params);
+    double forward = model_flops(&m), training = train_bytes(o, m.n_params);
     double sampling = PROCESS_BYTES + (double)m.n_params * sizeof(real) +
                       (double)activations_bytes(&c, sample_batch(&c), KEEP_PAST);
+    printf("n_layer %lld\nn_embd %lld\nn_head %lld\nn_px %lld\nn_vocab %lld\n", c.n_layer, c.n_embd,
+           c.n_head, c.n_px, c.n_vocab);
     c.n_px = 32, c.n_vocab = 512; // what the paper's table counts
     need(!model_list(&nominal, c));
-    printf("n_layer %lld\nn_embd %lld\nn_head %lld\nn_px %lld\nn_vocab %lld\n", o->n_layer,
-           o->n_embd, o->n_head, o->n_px, o->n_vocab);
     printf("parameters %lld\n", m.n_params);
     print_millions("parameters_millions", m.n_params);
     print_millions("parameters_millions_at_32px_512_colours", nominal.n_params);
@@ -5060,9 +5052,10 @@ static void palette_sheet(const char *path, const real *palette, Size K, const I
 
 static void command_palette(Options *o) {
     Dataset data;
+    const Config *c = &o->config;
     folder_take(o);
     real *palette = palette_given(o);
-    need(!dataset_read(&data, o->data, o->n_px));
+    need(!dataset_read(&data, o->data, c->n_px));
     need(!folder_make(o->out));
     folder_take(o);
     need_outputs(o->out, (const char *[]){"preprocessor_config.json", "palette.png", NULL});
@@ -5071,13 +5064,13 @@ static void command_palette(Options *o) {
     Size n = test->n * test->px * test->px;
     uint16_t *tokens = need_memory(n, sizeof *tokens);
     uint8_t *rgb = need_memory(n, 3);
-    need(!palette_index(tokens, test->rgb, n, palette, o->n_vocab));
+    need(!palette_index(tokens, test->rgb, n, palette, c->n_vocab));
     palette_colours(rgb, tokens, n, palette);
     double squares = 0;
     for (Size i = 0; i < 3 * n; i++) squares += pow((double)test->rgb[i] - rgb[i], 2);
-    need(!palette_save(file_in(o->out, "preprocessor_config.json"), palette, o->n_vocab, o->n_px));
-    palette_sheet(file_in(o->out, "palette.png"), palette, o->n_vocab, test, rgb);
-    printf("colours %lld\nrms_error %.3f\n", o->n_vocab, sqrt(squares / (3 * (double)n)));
+    need(!palette_save(file_in(o->out, "preprocessor_config.json"), palette, c->n_vocab, c->n_px));
+    palette_sheet(file_in(o->out, "palette.png"), palette, c->n_vocab, test, rgb);
+    printf("colours %lld\nrms_error %.3f\n", c->n_vocab, sqrt(squares / (3 * (double)n)));
     printf("palette %s\n", file_in(o->out, "preprocessor_config.json"));
     printf("picture %s\n", file_in(o->out, "palette.png"));
 }

@@ -152,7 +152,7 @@ typedef struct {
     Size n_head;   // H, divides d
     Size n_layer;  // L
     Size n_class;  // C; 0: no classification head
-    int objective; // pre-training's; decides the attention mask (the shift follows Batch.mask)
+    Size objective; // pre-training's; decides the attention mask (the shift follows Batch.mask)
 } Config;
 
 IGPT_API int config_check(const Config *config); // -1: the sizes make no model
