@@ -430,7 +430,7 @@ IGPT_API int safetensors_find(const Safetensors *s, const char *name, Stored *fo
 IGPT_API int safetensors_metadata(const Safetensors *s, const char *key, char *out, Size room);
 
 /* Read a tensor's `count` elements, F64, F32, F16, BF16 or I64, into out, rounded to real where it
-   is narrower, or, out being NULL, into wide. */
+   is narrower, or, out being NULL, into wide; where both are NULL they must be zeros. */
 IGPT_API int safetensors_read(const Safetensors *s, const Stored *tensor, real *out, double *wide);
 
 /* Write n tensors, as F64, F32 or F16 (rounded to nearest even; a finite value that would become
