@@ -3484,37 +3484,33 @@ static int count_colours(uint8_t colours[3 * 256], uint8_t *index, const uint8_t
     return count;
 }
 
-enum { STORED_MOST = BLOCK_OF(65535, 3) };   // bytes in a block that is stored, not compressed
-enum { CHUNK_MOST = BLOCK_OF(1 << 30, 99) }; // in a chunk, which may have up to 2^31 - 1
-
-/* Write rows of pixels as a zlib stream of stored blocks to z; returns its length. */
-static Size zlib_store(uint8_t *z, const uint8_t *pixels, Size row, Size height) {
+/* The pixels, rows of them one behind the other: a zlib stream of blocks that are stored, not
+   compressed, each in a chunk of its own. */
+static void png_pixels(FILE *f, const uint8_t *pixels, Size row, Size height) {
+    enum { MOST = BLOCK_OF(8192, 3) };            // bytes in a block, which could have 65535
+    uint8_t chunk[2 + 5 + MOST + 4] = "\x78\x01"; // deflate, window of 32 KiB
     Size size = height * (row + 1), used = 2;
     uint64_t low = 1, high = 0; // Adler-32
-    memcpy(z, "\x78\x01", 2);   // deflate, window of 32 KiB
-    for (Size i = 0; i < size; i++) {
-        Size block = min(STORED_MOST, size - i);
-        if (i % STORED_MOST == 0) {
-            z[used] = i + block == size; // the last one says so
-            put_int(z + used + 1, (uint64_t)block, 2, LITTLE);
-            put_int(z + used + 3, ~(uint64_t)block, 2, LITTLE);
-            used += 5;
+    for (Size i = 0; i < size; used = 0) {
+        Size end = min(size, i + MOST);
+        chunk[used] = end == size; // the last one says so
+        put_int(chunk + used + 1, (uint64_t)(end - i), 2, LITTLE);
+        put_int(chunk + used + 3, ~(uint64_t)(end - i), 2, LITTLE);
+        for (used += 5; i < end; i++) {
+            chunk[used] = i % (row + 1) ? *pixels++ : 0; // before each row its filter, 0: none
+            low = (low + chunk[used++]) % 65521;
+            high = (high + low) % 65521;
         }
-        z[used] = i % (row + 1) ? *pixels++ : 0; // before each row its filter, 0: none
-        low = (low + z[used++]) % 65521;
-        high = (high + low) % 65521;
+        put_int(chunk + used, high << 16 | low, 4, BIG);
+        png_chunk(f, "IDAT", chunk, end == size ? used + 4 : used);
     }
-    put_int(z + used, high << 16 | low, 4, BIG);
-    return used + 4;
 }
 
 int png_write(const char *path, const uint8_t *rgb, Size width, Size height) {
     uint8_t colours[3 * 256], head[13] = {0}, *index = zalloc(width * height, 1);
-    int n_colours = index ? count_colours(colours, index, rgb, width * height) : 0;
-    Size row = n_colours > 256 ? 3 * width : width, size = height * (row + 1);
-    uint8_t *z = zalloc(2 + size + 5 * ceil_div(size, STORED_MOST) + 4, 1);
-    FILE *f = index && z ? file_open(path, "wb") : NULL;
+    FILE *f = index ? file_open(path, "wb") : NULL;
     if (f) {
+        int n_colours = count_colours(colours, index, rgb, width * height);
         put_int(head, (uint64_t)width, 4, BIG);
         put_int(head + 4, (uint64_t)height, 4, BIG);
         head[8] = 8;                       // bits a channel
@@ -3522,12 +3518,10 @@ int png_write(const char *path, const uint8_t *rgb, Size width, Size height) {
         fwrite("\x89PNG\r\n\x1a\n", 1, 8, f);
         png_chunk(f, "IHDR", head, sizeof head);
         if (n_colours <= 256) png_chunk(f, "PLTE", colours, 3 * n_colours);
-        Size length = zlib_store(z, n_colours > 256 ? rgb : index, row, height);
-        for (Size i = 0; i < length; i += CHUNK_MOST)
-            png_chunk(f, "IDAT", z + i, min(CHUNK_MOST, length - i));
+        if (n_colours <= 256) png_pixels(f, index, width, height);
+        else png_pixels(f, rgb, 3 * width, height);
         png_chunk(f, "IEND", head, 0);
     }
-    free(z);
     free(index);
     return f ? file_finish(f, path, 0) : -1;
 }
@@ -4177,13 +4171,13 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
     free(rgb);
 }
 
-/* Draw pictures and tell how fast; before, find out whether there is the memory that sheet_write
-   and its PNG will take, or a little more. */
+/* Draw pictures and tell how fast; before, find out whether there is the memory for the sheet
+   and for a byte more of each pixel, which its PNG takes. */
 static void draw_and_time(const Options *o, const Model *m, uint16_t *tokens, Size n, Size rows,
                           const uint16_t *originals) {
     const Config *c = &m->config;
     Size side = (c->n_px < CELL ? CELL : c->n_px) + GAP, cells = originals ? n + 2 * n / o->n : n;
-    free(need_memory(cells * side * side, c->n_vocab < 255 ? 3 + 1 + 1 : 3 + 1 + 3));
+    free(need_memory(cells * side * side, 3 + 1));
     double began = seconds_now();
     draw_pictures(o, m, tokens, n, rows, originals);
     double seconds = seconds_now() - began;
