@@ -2445,6 +2445,7 @@ static void name_copy(ClassName out, const char *name) {
         out[used += bytes] = 0;
         name += n ? n : 1;
     }
+    text_clean(out);
 }
 
 /* The number of a class, which is added where it is not known yet; -1: fail. */
@@ -2942,22 +2943,18 @@ static int json_sizes(const char *value, Size *out, int most) {
     return n;
 }
 
-/* The most bytes that a string takes with its quotes and escapes, each at most 6, and its zero. */
-static Size json_room(const char *string) { return 6 * (Size)strlen(string) + 3; }
-
-/* Write it so to out; returns its end. What is no UTF-8 (a folder's name can be anything) becomes
-   U+FFFD, so that the text stays JSON. */
-static char *json_quote(char *out, const char *string) {
+/* Write a string. What is no UTF-8 (a folder's name can be anything) becomes U+FFFD, so that the
+   file stays JSON. */
+static void json_quote(FILE *f, const char *string) {
     uint32_t code;
-    *out++ = '"';
+    fputc('"', f);
     for (int n; *string; string += n ? n : 1) {
         n = utf8_length(string, &code);
-        if (!n) out += sprintf(out, "\xef\xbf\xbd");
-        else if ((uint8_t)*string < ' ') out += sprintf(out, "\\u%04x", (unsigned)*string);
-        else if (*string == '"' || *string == '\\') out += sprintf(out, "\\%c", *string);
-        else out += sprintf(out, "%.*s", n, string);
+        if (!n) fputs("\xef\xbf\xbd", f);
+        else if ((uint8_t)*string < ' ') fprintf(f, "\\u%04x", (unsigned)*string);
+        else fprintf(f, *string == '"' || *string == '\\' ? "\\%.*s" : "%.*s", n, string);
     }
-    return strcpy(out, "\"") + 1;
+    fputc('"', f);
 }
 
 /* Safetensors: 8 bytes hold the header's length, the header is a JSON object of tensors (dtype,
@@ -3139,50 +3136,43 @@ int safetensors_read(const Safetensors *s, const Stored *t, real *out, double *w
     return bad ? fail("%s: tensor %s: its data cannot be read", s->path, t->name) : 0;
 }
 
-/* The header, padded so that the data starts on a multiple of 8; NULL: no memory. */
-static char *header_text(const Stored *tensors, Size n, const char *const *metadata) {
-    enum { NUMBERS = 300 }; // dtype, shape and offsets are shorter
-    Size room = 64, reached = 0;
-    for (int i = 0; metadata && metadata[i]; i++) room += json_room(metadata[i]) + 1;
-    for (const Stored *t = tensors; t < tensors + n; t++) room += json_room(t->name) + NUMBERS;
-    char *text = zalloc(room, 1), *end = text;
-    if (!text) return NULL;
-    end += sprintf(end, metadata ? "{\"__metadata__\":{" : "{");
+/* The header, padded so that the data starts on a multiple of 8; its length is put before it once
+   it is known. */
+static int header_write(FILE *f, const char *path, const Stored *tensors, Size n,
+                        const char *const *metadata) {
+    uint8_t length[8] = {0};
+    Size reached = 0;
+    fwrite(length, 1, 8, f);
+    fputs(metadata ? "{\"__metadata__\":{" : "{", f);
     for (int i = 0; metadata && metadata[i]; i++) {
-        if (i) *end++ = i % 2 ? ':' : ',';
-        end = json_quote(end, metadata[i]);
+        if (i) fputc(i % 2 ? ':' : ',', f);
+        json_quote(f, metadata[i]);
     }
-    if (metadata) end += sprintf(end, n ? "}," : "}");
+    if (metadata) fputs(n ? "}," : "}", f);
     for (const Stored *t = tensors; t < tensors + n; t++) {
         Size begin = reached;
         reached += shape_count(t->shape, t->n_dim) * dtypes[t->dtype].bytes;
-        end = json_quote(end, t->name);
-        end += sprintf(end, ":{\"dtype\":\"%s\",\"shape\":[", dtypes[t->dtype].name);
-        for (int i = 0; i < t->n_dim; i++) end += sprintf(end, i ? ",%lld" : "%lld", t->shape[i]);
-        end += sprintf(end, "],\"data_offsets\":[%lld,%lld]}%s", begin, reached,
-                       t + 1 < tensors + n ? "," : "");
+        json_quote(f, t->name);
+        fprintf(f, ":{\"dtype\":\"%s\",\"shape\":[", dtypes[t->dtype].name);
+        for (int i = 0; i < t->n_dim; i++) fprintf(f, i ? ",%lld" : "%lld", t->shape[i]);
+        fprintf(f, "],\"data_offsets\":[%lld,%lld]}%s", begin, reached,
+                t + 1 < tensors + n ? "," : "");
     }
-    *end++ = '}';
-    while ((end - text) % 8 > 0) *end++ = ' ';
-    return text;
+    Size start = round_up(ftello(f) + 1, 8);
+    fprintf(f, "}%*s", (int)(start - ftello(f) - 1), "");
+    put_int(length, (uint64_t)(start - 8), 8, LITTLE);
+    fseeko(f, 0, SEEK_SET); // f remembers where that fails
+    fwrite(length, 1, 8, f);
+    fseeko(f, start, SEEK_SET);
+    if (start - 8 <= JSON_BYTES) return 0;
+    return fail("%s: its header would be larger than %d bytes", path, JSON_BYTES);
 }
 
 int safetensors_write(const char *path, const Stored *tensors, Size n,
                       const char *const *metadata) {
-    int bad = 0;
-    uint8_t length[8];
-    char *header = header_text(tensors, n, metadata);
-    FILE *f = NULL;
-    if (header && strlen(header) > JSON_BYTES)
-        fail("%s: its header would be larger than %d bytes", path, JSON_BYTES);
-    else if (header) f = file_open(path, "wb");
-    if (f) {
-        put_int(length, strlen(header), 8, LITTLE);
-        fwrite(length, 1, 8, f);
-        fputs(header, f);
-    }
-    free(header);
+    FILE *f = file_open(path, "wb");
     if (!f) return -1;
+    int bad = header_write(f, path, tensors, n, metadata);
     for (const Stored *t = tensors; t < tensors + n && !bad; t++) {
         Size count = shape_count(t->shape, t->n_dim);
         if (t->dtype > F16) bad = fail("%s: tensor %s: its dtype cannot be written", path, t->name);
@@ -3192,7 +3182,7 @@ int safetensors_write(const char *path, const Stored *tensors, Size n,
             if (isfinite(x) && isinf(decode(t->dtype, bits)))
                 bad = fail("%s: tensor %s: %g is too large for %s", path, t->name, x,
                            dtypes[t->dtype].name);
-            for (int b = 0; b < dtypes[t->dtype].bytes; b++) // f remembers where that fails
+            for (int b = 0; b < dtypes[t->dtype].bytes; b++)
                 putc_unlocked((int)(bits >> 8 * b & 0xff), f);
         }
     }
@@ -3262,37 +3252,26 @@ static void config_fields(char fields[1024], const Config *c) {
              is_masked(c) ? "bert" : "ar");
 }
 
-/* What config.json holds; NULL: no memory. */
-static char *config_text(const Model *m) {
+static int config_save(const Model *m, const char *path) {
     const Size C = m->config.n_class;
-    Size room = 2048;
-    for (Size k = 0; k < C; k++) room += 2 * (json_room(m->class_names[k]) + 32);
-    char fields[1024], *text = zalloc(room, 1), *end = text;
-    if (!text) return NULL;
-    end += sprintf(end, "{\n  \"architectures\": [\"ImageGPTFor%s\"],\n",
-                   C ? "ImageClassification" : "CausalImageModeling");
-    end +=
-        sprintf(end, "  \"resid_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"attn_pdrop\": 0.0,\n");
+    char fields[1024];
+    FILE *f = file_open(path, "wb");
+    if (!f) return -1;
+    fprintf(f, "{\n  \"architectures\": [\"ImageGPTFor%s\"],\n",
+            C ? "ImageClassification" : "CausalImageModeling");
+    fputs("  \"resid_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"attn_pdrop\": 0.0,\n", f);
     for (int inverse = 0; inverse < 2 && C; inverse++) {
-        end += sprintf(end, "  \"%s\": {", inverse ? "label2id" : "id2label");
+        fputs(inverse ? "  \"label2id\": {" : "  \"id2label\": {", f);
         for (Size k = 0; k < C; k++) {
-            if (!inverse) end += sprintf(end, "\"%lld\": ", k);
-            end = json_quote(end, m->class_names[k]);
-            if (inverse) end += sprintf(end, ": %lld", k);
-            end += sprintf(end, k + 1 < C ? ", " : "},\n");
+            if (!inverse) fprintf(f, "\"%lld\": ", k);
+            json_quote(f, m->class_names[k]);
+            if (inverse) fprintf(f, ": %lld", k);
+            fputs(k + 1 < C ? ", " : "},\n", f);
         }
     }
     config_fields(fields, &m->config);
-    strcpy(end, fields + strlen("{\n"));
-    return text;
-}
-
-static int config_save(const Model *m, const char *path) {
-    char *text = config_text(m);
-    FILE *f = text ? file_open(path, "wb") : NULL;
-    if (f) fputs(text, f);
-    free(text);
-    return f ? file_finish(f, path, 0) : -1;
+    fputs(fields + strlen("{\n"), f);
+    return file_finish(f, path, 0);
 }
 
 static int config_load(Config *c, const char *json, const char *path) {
@@ -3390,7 +3369,9 @@ static int model_promised(Model *m, const char *json, const char *path, Size n_c
     if (model_init(m, c)) return -1;
     for (const char *id = json_first(json_get(json, "id2label")); id; id = json_next(id)) {
         long k = json_text(id, text, sizeof text) ? -1 : strtol(text, NULL, 10);
-        if (k >= 0 && k < n_class) json_text(json_value(id), m->class_names[k], sizeof(ClassName));
+        if (k < 0 || k >= n_class) continue;
+        json_text(json_value(id), m->class_names[k], sizeof(ClassName));
+        text_clean(m->class_names[k]);
     }
     return 0;
 }
@@ -4357,7 +4338,7 @@ typedef struct {
     Size line, n_drawn; // one test's, how many tests'
     double began;       // when this process would have begun, had it done all steps
     const char *words;  // the command line, for --resume
-    const char *config; // the model's config.json
+    char *classes;      // the model's, a line each, for --resume
     Safetensors state;  // of the run that is resumed
     const char *dir;    // where to write: --out, also where it has been moved meanwhile
     double n_saved;     // how often; 0: what lies in the folder may be another run's
@@ -4422,13 +4403,18 @@ static void state_list(const Run *r, Stored list[N_STATE]) {
 
 /* The model of a run that is resumed, but for its weights, which are read with the rest. */
 static void state_model(Model *m, const Safetensors *state) {
-    char *json = need_memory(state->start, 1); // as long as the header, at the most
+    char fields[1024], *names = need_memory(state->start, 1); // not longer than the header
     Size n_class = 0;
-    if (safetensors_metadata(state, "config", json, state->start))
+    if (safetensors_metadata(state, "config", fields, sizeof fields) ||
+        safetensors_metadata(state, "classes", names, state->start))
         stop("%s: no config in it; is it another version's?", state->path);
-    need(!json_check(json, (Size)strlen(json), state->path));
-    for (const char *id = json_first(json_get(json, "id2label")); id; id = json_next(id)) n_class++;
-    need(!model_promised(m, json, state->path, n_class, state));
+    need(!json_check(fields, (Size)strlen(fields), state->path));
+    for (const char *c = names; *c; c++) n_class += *c == '\n';
+    need(!model_promised(m, fields, state->path, n_class, state));
+    for (Size k = 0, length; k < n_class; k++, names += length + 1) {
+        length = (Size)strcspn(names, "\n");
+        snprintf(m->class_names[k], sizeof(ClassName), "%.*s", (int)length, names);
+    }
     const Size K = m->config.n_vocab;
     need(!stored_read(state, &(Stored){"palette", REAL_DTYPE, 2, {K, 3}, .data = m->palette}));
     for (Size i = 0; i < 3 * K; i++)
@@ -4644,7 +4630,8 @@ static void run_open(Run *r) {
     o->shift = min(o->shift, c->n_px - 1);
     r->pass = pass_open(c, o->micro_batch, o->recompute ? KEEP_INPUTS : KEEP_ALL);
     r->order = need_memory(r->train.n, sizeof *r->order);
-    need((r->config = config_text(&r->model)) != NULL);
+    char *end = r->classes = need_memory(c->n_class * (Size)sizeof(ClassName) + 1, 1);
+    for (Size k = 0; k < c->n_class; k++) end += sprintf(end, "%s\n", r->model.class_names[k]);
     r->log = need_memory(2, sizeof *r->log);
     r->line = min(train_samples(o), SHEET_COLUMNS) * positions(c);
     r->drawn = need_memory(SHEET_LINES * r->line, sizeof *r->drawn);
@@ -4744,12 +4731,14 @@ static void run_report(Run *r, int testing) {
 static void run_save(Run *r) {
     static const char *const old[] = {"config.json", "samples.png", "progress.png", "loss.svg",
                                       NULL};
-    char step[32];
-    const char *metadata[] = {"command", r->o->command->name, "words", r->words, "step", step,
-                              "config",  r->config,           NULL};
+    char step[32], config[1024];
+    const char *metadata[] = {
+        "command", r->o->command->name, "words",    r->words, "step", step, "config",
+        config,    "classes",           r->classes, NULL};
     Stored list[N_STATE];
     Row *now = &r->log[r->n_rows];
     snprintf(step, sizeof step, "%.0f", now->step);
+    config_fields(config, &r->model.config);
     for (Size i = 0; i < r->adam.n; i++) {
         need_finite(r, (double)r->adam.params[i]);
         need_finite(r, (double)r->adam.second[i]);

@@ -136,15 +136,15 @@ static Run run_new(Options *o, int fine) {
 static void state_make(const char *path, int fine) {
     Stored list[N_STATE];
     Run r = run_new(NULL, fine);
-    char *config = config_text(&r.model);
-    const char *metadata[] = {
-        "command", fine ? "finetune" : "train", "words", "--steps\n4\n", "config", config, NULL};
+    char config[1024];
+    config_fields(config, &r.model.config);
+    const char *metadata[] = {"command", fine ? "finetune" : "train", "words", "--steps\n4\n",
+                              "config",  config, "classes", "0\n1\n", NULL};
     for (r.n_rows = 1; r.n_rows < 3; r.n_rows++)
         r.log[r.n_rows] = (Row){(double)r.n_rows, 0.5, 1e-3, {2, 1, NAN}, {1.5, NAN, 0.25}};
     r.log[r.n_rows].step = 2;
     state_list(&r, list);
     insist(!safetensors_write(path, list, N_STATE, metadata));
-    free(config);
     free(r.log);
     free(r.adam.grads);
 }
