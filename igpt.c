@@ -121,8 +121,8 @@ static inline Size round_up(Size n, Size to) { return ceil_div(n, to) * to; }
 #    define BLOCK_OF(usual, tiny) (usual)
 #endif
 
-/* A multiple of 64 bytes, where the system can do it on a 64-byte boundary (a cache line, the widest
-   vector); free() takes it back. From section 9. */
+/* A multiple of 64 bytes, where the system can do it on a 64-byte boundary (a cache line, the
+   widest vector); free() takes it back. From section 9. */
 static void *aligned_memory(size_t bytes);
 
 /* Zeroed memory for count items; NULL and an error where the product overflows or there is not
@@ -2524,19 +2524,18 @@ static int file_form(const char *path) {
     return path_kind(path) != NOTHING ? 1 : path_kind(packed) != NOTHING ? 2 : 0;
 }
 
-/* Read a file of n records into the set of pictures that it is of: each has labels, of which the
-   last one counts, then pixels; either may be missing. An IDX file's header has two zero bytes, 8
-   for unsigned bytes, the number of dimensions, then each, big-endian: n, or n, height, width. */
+/* Read a file of n equal records: labels, of which the last one counts, then pixels; either may be
+   missing. Pictures are added to the set, labels alone belong to those that are there. An IDX
+   file's header has two zero bytes, 8 for unsigned bytes, the number of dimensions, then each,
+   big-endian: n, or n, height, width. */
 static int records_read(Dataset *data, const Layout *layout, int is, FILE *f, const char *path) {
     Images *set = is & OF_TEST ? &data->test : &data->train;
     Size dims = is & LABELS ? 1 : 3, header = layout->side ? 0 : 4 + 4 * dims, bytes = file_size(f);
     Size magic = 0x800 + dims, head[4] = {magic, 0, layout->side, layout->side};
-    uint8_t word[4];
+    uint8_t raw[16];
     if (bytes < 1 || bytes < header) return fail("%s: empty or truncated", path);
-    for (Size k = 0; 4 * k < header; k++) {
-        if (bytes_next(f, word, 4, path)) return -1;
-        head[k] = (Size)get_int(word, 4, BIG);
-    }
+    if (bytes_next(f, raw, header, path)) return -1;
+    for (Size k = 0; 4 * k < header; k++) head[k] = (Size)get_int(raw + 4 * k, 4, BIG);
     Size h = dims == 1 ? 1 : head[2], w = dims == 1 ? 1 : head[3];
     if (head[0] != magic)
         return fail("%s: wrong magic number 0x%08llx instead of 0x%08llx", path, head[0], magic);
@@ -2801,7 +2800,7 @@ static uint32_t json_hex(const char *p) {
     return (uint32_t)strtoul(digits, NULL, 16);
 }
 
-/* The same for what a string may hold there: a character or an escape; 0: neither. */
+/* The length of what a string may hold at p, a character or an escape, and its code; 0: neither. */
 static int json_character(const char *p, uint32_t *code) {
     static const char letters[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
     const char *letter = *p == '\\' && p[1] ? strchr(letters, p[1]) : NULL;
@@ -3002,8 +3001,8 @@ static int by_place(const void *a, const void *b) {
     return (x->end > y->end) - (x->end < y->end);
 }
 
-/* All entries are sound, and their data fills the file up to its end: no overlap, no hole, no
-   rest. They are kept in the order of their names, to be found by. */
+/* Read all entries. Each must be sound, and together their data must fill the file up to its end:
+   no overlap, no hole, no rest. They are kept in the order of their names, to be found by. */
 static int entries_read(Safetensors *s) {
     enum { SHORTEST = 48 }; // "":{"dtype":"","shape":[],"data_offsets":[0,0]},
     Size n = 0, reached = s->start;
@@ -3014,12 +3013,11 @@ static int entries_read(Safetensors *s) {
     for (const char *key = json_first(s->header); key; key = json_next(key)) {
         const char *value = json_value(key), *item = json_first(value);
         json_text(key, name, end - name);
-        int is_metadata = !strcmp(name, "__metadata__");
-        while (is_metadata && item && *value == '{' && *json_value(item) == '"')
-            item = json_next(item);
-        if (is_metadata && (*value != '{' || item))
+        if (!strcmp(name, "__metadata__")) {
+            while (*value == '{' && item && *json_value(item) == '"') item = json_next(item);
+            if (*value == '{' && !item) continue;
             return fail("%s: __metadata__: expected an object of strings only", s->path);
-        if (is_metadata) continue;
+        }
         if (tensor_entry(s, name, value, &list[n++])) return -1;
         name += strlen(name) + 1;
     }
@@ -3101,7 +3099,8 @@ static double decode(int dtype, uint64_t bits) {
 enum { F16_LIMIT = 65520 }; // half way from the largest, 65504, to 65536
 
 /* The other way, to the nearest; of F16, ties to even: x in units of the last place that its
-   exponent leaves. A unit too many carries into the exponent, as it should. */
+   exponent leaves. Where rounding makes the fraction overflow, the carry raises the exponent, which
+   is the right value. */
 static uint64_t encode(int dtype, double x) {
     uint64_t sign = signbit(x) ? 0x8000 : 0;
     int exponent;
@@ -3354,9 +3353,9 @@ int model_save(const Model *m, const char *dir, int dtype) {
     return bad ? -1 : 0;
 }
 
-/* A model of the sizes and class names in config.json's text, if its weights can be in that file.
-   Blocks have 12 d^2 of these, colours, positions and classes d, each of at least two bytes: no
-   memory for what cannot be there. */
+/* A model of the sizes and class names in config.json's text, provided that the file of weights is
+   large enough to hold it: before that no memory is taken. A block has 12 d^2 numbers, each colour,
+   position and class d, and a number two bytes or more. */
 static int model_promised(Model *m, const char *json, const char *path, Size n_class,
                           const Safetensors *weights) {
     Config c;
@@ -3531,13 +3530,13 @@ int sheet_write(const char *path, const uint8_t *rgb, Size n, Size px, Size colu
 void terminal_rows(FILE *f, const uint8_t *rgb, Size n, Size px, Size row) {
     for (Size i = 0; i < n; i++) {
         const uint8_t *pixel = rgb + 3 * (i * px + row) * px;
-        for (Size x = 0; x < px; x++, pixel += 3)
-            for (int half = 0; half < 2; half++) { // 38: the character's colour, 48: its ground's
-                const uint8_t *c = pixel + 3 * half * px;
-                if (row + half < px)
-                    fprintf(f, "\033[%d;2;%d;%d;%dm", half ? 48 : 38, c[0], c[1], c[2]);
-                if (half) fputs("\xe2\x96\x80", f); // U+2580, upper half block
+        for (Size x = 0; x < px; x++, pixel += 3) {
+            for (Size half = 0; half < min(2, px - row); half++) {
+                const uint8_t *c = pixel + 3 * half * px; // 38: of the character, 48: its ground
+                fprintf(f, "\033[%d;2;%d;%d;%dm", half ? 48 : 38, c[0], c[1], c[2]);
             }
+            fputs("\xe2\x96\x80", f); // U+2580, upper half block
+        }
         fputs(i + 1 < n ? "\033[0m " : "\033[0m\n", f);
     }
 }
@@ -3660,8 +3659,8 @@ int chart_write(const char *path, const char *title, const char *x_name, const c
 /* ==== 13 options ================================================================================
    Here begins the third part, the program. Results go to stdout as lines of `name value`,
    everything else to stderr. The idea to take away: everything that sets options is a command line.
-   A preset is one, and so is what a run keeps for --resume; all are read by the same function, one
-   over the other. */
+   A preset is one, and so is what a run keeps for --resume; all are read by the same function, the
+   strongest first: what one has set the next leaves alone. */
 
 #ifndef IGPT_NO_MAIN
 
@@ -3811,7 +3810,8 @@ static const Option option_table[] = {
     {"n-embd", "N", AT(config.n_embd), SIZES, "64", 1, 16384, "width of the network"},
     {"n-px", "N", AT(config.n_px), SIZES | PALETTE, "16", 1, 256, "side of the pictures in pixels"},
     {"n-vocab", "N", AT(config.n_vocab), SIZES | PALETTE, "64", 2, 65535, "colours in the palette"},
-    {"objective", "ar|bert", AT(config.objective), SIZES, "ar", 0, 0, "predict next or masked pixels"},
+    {"objective", "ar|bert", AT(config.objective), SIZES, "ar", 0, 0,
+     "predict next or masked pixels"},
     {"mask-prob", "X", AT(mask_prob), TRAIN | TESTS, "0.15", 1e-3, 1, "bert: share that is masked"},
     {"masks", "N", AT(masks), TESTS, "5", 1, 10000, "bert: random masks that a test averages over"},
     {"gen-weight", "X", AT(gen_weight), FINETUNE, "1", 0, 1e6, "of L_GEN; 0: L_CLF alone"},
@@ -4000,7 +4000,7 @@ static int is_given(const Options *o, const char *name) {
     return option && o->source[option - option_table] == TYPED;
 }
 
-/* Masks are what BERT models see pictures through. */
+/* Options about masks would do nothing to a model trained by L_AR. */
 static void need_masks(const Options *o, const Config *c) {
     if (!is_masked(c) && (is_given(o, "mask-prob") || is_given(o, "masks")))
         stop("--mask-prob and --masks are for models trained with --objective bert");
@@ -4059,15 +4059,14 @@ static void need_outputs(const char *dir, const char *const *names) {
 enum { TRAIN_SAMPLES = 40, SAMPLE_BATCH = 32, SHEET_COLUMNS = 8, SHEET_LINES = 20, LOG_ROWS = 200 };
 enum { PROCESS_BYTES = 4000000, HISTOGRAM_BYTES = ALL_COLOURS * sizeof(uint32_t) };
 
-/* How many pictures, `most` or fewer, can be drawn at once with a cache of at most `bytes`. Of
-   large models, whose cache and time would hold training up, fewer are drawn. */
+/* How many pictures, `most` or fewer, can be drawn at once with a cache of at most `bytes`. */
 static Size sampler_images(const Config *c, Size most, double bytes) {
     double fit =
         bytes / (double)(activations_bytes(c, 2, KEEP_PAST) - activations_bytes(c, 1, KEEP_PAST));
     return fit > (double)most ? most : fit > 1 ? (Size)fit : 1;
 }
 
-/* What the blocks' weights take. */
+/* The bytes of all blocks' weights. */
 static double block_bytes(const Config *c) {
     return 12.0 * (double)(c->n_layer * c->n_embd * c->n_embd) * sizeof(real);
 }
@@ -4083,7 +4082,8 @@ static Size sample_batch(const Config *c) {
     return is_small(c) && fit < threads_get() ? min(threads_get(), SAMPLE_BATCH) : fit;
 }
 
-/* How many pictures a run draws whenever it is tested. */
+/* How many pictures a run draws whenever it is tested: few of a large model, whose cache and time
+   would hold training up. */
 static Size train_samples(const Options *o) {
     int draws = o->command->bit != FINETUNE && !is_masked(&o->config);
     return draws ? sampler_images(&o->config, TRAIN_SAMPLES, 256e6) : 0;
@@ -4110,7 +4110,7 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
     Size px = m->config.n_px, T = px * px, across = (terminal_columns() + 1) / (px + 1);
     int lines = originals && console.show && across > 2 && o->n <= SAMPLE_BATCH;
     Size B = lines ? o->n : min(n, sample_batch(&m->config));
-    Size beside = lines ? 2 : 0, shown = across > 0 ? min(B, across - beside) : 1;
+    Size beside = lines ? 2 : 0, shown = min(B, across - beside);
     int threads = threads_get(), n_samplers = is_small(&m->config) ? (int)min(threads, B) : 1;
     Activations *samplers[SAMPLE_BATCH]; // B of them at most
     uint8_t *rgb = need_memory((shown + beside) * T, 3);
@@ -4122,7 +4122,7 @@ static void draw_pictures(const Options *o, const Model *m, uint16_t *tokens, Si
     for (Size i = 0; i < n && !interrupted; i += B, tokens += B * T) {
         Drawing drawing = {o->seed, i, o->temperature, o->top_k};
         Size count = min(B, n - i), share = ceil_div(count, n_samplers), row = 0;
-        int visible = console.show && (i == 0 || lines);
+        int visible = console.show && shown > 0 && (i == 0 || lines);
         for (; row < px && !interrupted; row += 2) {
             Size t = row * px, end = min(t + 2 * px, T);
             progress("drawing", i * px + count * row, n * px);
@@ -4216,9 +4216,9 @@ typedef struct {
 
 enum { TEST_SEED = 0x7e57 }; // of the masks of tests: the same ones in every test
 
-/* Some pictures of a set, B at a time. classes: of L_CLF, too; all of them have labels. A BERT
-   model sees each picture under `masks` masks: the mean of its losses, and of its class logits,
-   counts. */
+/* Some pictures of a set, B at a time. With `classes` also L_CLF, and then each must have a label. A
+   BERT model sees each picture under `masks` masks: the mean of its losses, and of its class
+   logits, counts. */
 static Scores evaluate(const Model *m, Pass *pass, Size B, const Images *set, const Subset *subset,
                        int classes, Size masks, double mask_prob) {
     Size T = set->px * set->px, C = m->config.n_class, draws = is_masked(&m->config) ? masks : 1;
@@ -4525,21 +4525,16 @@ static void run_tune(Run *r) {
     model_free(&old);
 }
 
-/* How many pictures go through the network at once, where --micro-batch does not say so: as many as
-   leave about 50 MB of activations, which caches hold. */
-static void micro_batch_choose(Options *o) {
-    const Config *c = &o->config;
-    double image = (double)(positions(c) * c->n_embd * c->n_layer); // 40 bytes each are kept
-    if (o->micro_batch > 0) return;
-    for (o->micro_batch = o->batch; o->micro_batch > 1 && (double)o->micro_batch * image > 1.25e6;)
-        o->micro_batch = (o->micro_batch + 1) / 2;
-}
-
 /* Is there the memory that training takes? Found out before the work on a palette. */
 static void need_room(Options *o) {
     Model sizes;
     need(!model_list(&sizes, o->config));
-    micro_batch_choose(o);
+    if (o->micro_batch < 0) { // of 40 bytes for each number of a layer caches hold about 50 MB
+        Size image = positions(&o->config) * o->config.n_embd * o->config.n_layer;
+        o->micro_batch = o->batch;
+        while (o->micro_batch > 1 && o->micro_batch * image > 1250000)
+            o->micro_batch = (o->micro_batch + 1) / 2;
+    }
     double bytes = train_bytes(o, sizes.n_params), limit = memory_limit();
     int known = is_given(o, "preset") && o->preset > 0; // "igpt-s: ...", a name and its words
     const char *name = known ? presets[o->preset] : "this model:";
@@ -4726,11 +4721,9 @@ static void run_report(Run *r, int testing) {
 
 /* The state comes first: it is one file, which takes its name at once, and has all that --resume
    needs. Before a run's first save another model may lie there, which --overwrite gives up: its
-   config.json goes, without which the folder does not load, and the new one comes behind the other
-   files. So no folder holds parts of two runs that load together. */
+   files go, config.json first, without which the folder does not load, and the new one comes behind
+   the other files. So no folder holds parts of two runs that load together. */
 static void run_save(Run *r) {
-    static const char *const old[] = {"config.json", "samples.png", "progress.png", "loss.svg",
-                                      NULL};
     char step[32], config[1024];
     const char *metadata[] = {
         "command", r->o->command->name, "words",    r->words, "step", step, "config",
@@ -4749,8 +4742,8 @@ static void run_save(Run *r) {
     now->seconds = seconds_now() - r->began;
     state_list(r, list);
     need(!safetensors_write(file_in(r->dir, STATE), list, N_STATE, metadata));
-    for (int i = 0; old[i] && r->n_saved == 0; i++) {
-        const char *path = file_in(r->dir, old[i]);
+    for (int i = 1; run_files[i] && r->n_saved == 0; i++) { // all but the state
+        const char *path = file_in(r->dir, run_files[i]);
         file_remove(path);
         int reason = errno;
         if (path_kind(path) != NOTHING) stop("cannot remove %s: %s", path, strerror(reason));
@@ -5254,25 +5247,22 @@ static void probe_print(const ProbeRun *p, const ProbeRow *best) {
            1.0 / (double)p->data.n_class);
 }
 
-static int holds_tensor(const char *path, const char *name) {
-    Safetensors file;
-    Stored s;
-    need(!safetensors_open(&file, path));
-    int holds = safetensors_find(&file, name, &s);
-    safetensors_close(&file);
-    return holds;
-}
-
 static void command_probe(Options *o) {
     ProbeRun run = {.o = o}, *p = &run;
+    Safetensors old;
+    Stored found;
     if (o->features && (has_ending(o->features, ".csv") || has_ending(o->features, ".svg")))
         stop("--features %s: a safetensors file is to be written, neither table nor chart",
              o->features);
     probe_open(p);
     need_outputs(o->out, (const char *[]){"probe.csv", "probe.svg", NULL});
     if (o->features) need_output(o->features);
-    if (o->features && path_kind(o->features) != NOTHING && !holds_tensor(o->features, "features"))
-        stop("%s: holds other tensors than features, which would be lost", o->features);
+    if (o->features && path_kind(o->features) != NOTHING) {
+        need(!safetensors_open(&old, o->features));
+        if (!safetensors_find(&old, "features", &found))
+            stop("%s: holds other tensors than features, which would be lost", o->features);
+        safetensors_close(&old);
+    }
     Matrix x = probe_features(p);
     if (o->features) probe_export(p, x);
     const ProbeRow *best = p->rows;

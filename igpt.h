@@ -146,12 +146,12 @@ IGPT_API void cross_entropy_backward(real *probs, const uint16_t *targets, const
 /* ---- 4 model -------------------------------------------------------------------------------- */
 enum { OBJECTIVE_AR, OBJECTIVE_BERT };
 typedef struct {
-    Size n_px;     // pictures are n_px x n_px, T = n_px * n_px positions
-    Size n_vocab;  // K colours; the embedding has one row more, sos
-    Size n_embd;   // d
-    Size n_head;   // H, divides d
-    Size n_layer;  // L
-    Size n_class;  // C; 0: no classification head
+    Size n_px;      // pictures are n_px x n_px, T = n_px * n_px positions
+    Size n_vocab;   // K colours; the embedding has one row more, sos
+    Size n_embd;    // d
+    Size n_head;    // H, divides d
+    Size n_layer;   // L
+    Size n_class;   // C; 0: no classification head
     Size objective; // pre-training's; decides the attention mask (the shift follows Batch.mask)
 } Config;
 
