@@ -4006,7 +4006,7 @@ static void need_masks(const Options *o, const Config *c) {
         stop("--mask-prob and --masks are for models trained with --objective bert");
 }
 
-/* The options that say what a model is, from a model that is there: those given must agree. */
+/* The options that say what a model is, from a model that is there: those typed must not change. */
 static void options_follow(Options *o, const Config *c, const char *dir) {
     const Options given = *o;
     o->config = *c;
@@ -4216,8 +4216,8 @@ typedef struct {
 
 enum { TEST_SEED = 0x7e57 }; // of the masks of tests: the same ones in every test
 
-/* Some pictures of a set, B at a time. With `classes` also L_CLF, and then each must have a label. A
-   BERT model sees each picture under `masks` masks: the mean of its losses, and of its class
+/* Some pictures of a set, B at a time. With `classes` also L_CLF, and then each must have a label.
+   A BERT model sees each picture under `masks` masks: the mean of its losses, and of its class
    logits, counts. */
 static Scores evaluate(const Model *m, Pass *pass, Size B, const Images *set, const Subset *subset,
                        int classes, Size masks, double mask_prob) {
