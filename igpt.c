@@ -4431,8 +4431,7 @@ static void state_load(Run *r) {
     }
     if (safetensors_find(file, "drawn", &found)) r->n_drawn = min(found.shape[0], SHEET_LINES);
     state_list(r, list);
-    for (int i = 1; i < N_STATE; i++)
-        need(!stored_read(file, &list[i])); // the palette has been read
+    for (int i = 1; i < N_STATE; i++) need(!stored_read(file, &list[i])); // 0: palette, is read
     const Row *now = &r->log[r->n_rows];
     int sound = isfinite(now->train.gen + now->train.clf) && r->best.held.accuracy >= -1 &&
                 r->best.held.accuracy <= 1 && r->best.step >= 0 && r->best.step <= now->step &&

@@ -66,7 +66,7 @@ typedef struct {
 IGPT_API Matrix matrix(const real *data, Size rows, Size cols);
 IGPT_API Matrix transposed(Matrix m);
 
-/* The threads that work together, and scratch memory for each, on a boundary of 64 bytes. team_new:
+/* The threads that work together, and scratch memory for each, best on a cache line. team_new:
    threads_get() threads with what matmul needs; to be given back with free(team.memory). */
 typedef struct {
     int threads;

@@ -84,7 +84,7 @@ static int keep_model(const Model *m, int bad) {
     return bad;
 }
 
-static void *zeros(Size count, size_t size) { // on a cache line, as attention's scratch must be
+static void *zeros(Size count, size_t size) { // on a cache line, as igpt's own memory is
     void *p = NULL;
     size_t bytes = (size_t)count * size;
     if (posix_memalign(&p, 64, bytes ? bytes : 64)) abort();
@@ -1178,7 +1178,7 @@ static void test_probe(void) {
     CHECK(bad && strstr(error_text(), "validation"), "%s", error_text());
 }
 
-/* ---- 9 images ------------------------------------------------------------------------------- */
+/* ---- images --------------------------------------------------------------------------------- */
 
 static uint8_t *image_noise(Size n) { // the same for the same n
     uint8_t *bytes = zeros(n, 1);
@@ -1609,7 +1609,7 @@ static void test_labels_split(void) {
     CHECK(!list[1].index && !list[2].index && !list[1].n && !list[2].n, "something to free");
 }
 
-/* ---- 10 checkpoints: JSON and safetensors --------------------------------------------------- */
+/* ---- checkpoints: JSON and safetensors ------------------------------------------------------ */
 
 static int json_bad(const char *text) { return json_check(text, (Size)strlen(text), "test.json"); }
 
@@ -2060,7 +2060,7 @@ static void test_safetensors_write_refused(void) {
     safetensors_close(&s);
 }
 
-/* ---- 10 model directories ------------------------------------------------------------------- */
+/* ---- model directories ---------------------------------------------------------------------- */
 
 static int directory_model(Model *m) {
     if (random_model(m, (Config){5, 9, 12, 3, 3, 4, OBJECTIVE_BERT}, NULL)) return -1;
@@ -2230,7 +2230,7 @@ static void test_hugging_face_model(void) {
     for (int i = 0; i < B * T; i++) CHECK(nearest[i] == indices[i], "pixel %d: %d", i, nearest[i]);
 }
 
-/* ---- 11 pictures ---------------------------------------------------------------------------- */
+/* ---- pictures ------------------------------------------------------------------------------- */
 
 static uint32_t png_word(const uint8_t *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
