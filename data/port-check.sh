@@ -94,7 +94,7 @@ native "x86-64 or this machine" "${CC:-cc}" gcc "-O3 -march=native -fopenmp"
 for cc in gcc clang; do
     openmp=-fopenmp
     echo 'int main(void){return 0;}' | $cc -fopenmp -x c - -o /dev/null 2>/dev/null || openmp=-Wno-unknown-pragmas
-    for level in -O0 -O1 -O2 -O3 -Os; do native "$cc $level" $cc $cc "$level $openmp"; done
+    for level in -O0 -O1 -O2 -O3 -Os; do native "$cc $level" $cc $cc "$level -march=native $openmp"; done
     for standard in c11 c17 c2x; do
         native "$cc $standard, pedantic" $cc $cc "-O1 -std=$standard -pedantic -Wno-unknown-pragmas"
     done
