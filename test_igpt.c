@@ -507,6 +507,8 @@ static void test_trace(void) {
     REQUIRE(!safetensors_open(&fixture, "data/fixture/trace.safetensors"));
     LayerCheck l = layer_make(LAYER_ATTENTION, (const Size[]){FIXTURE_B, T, D, 2}, 1);
     l.K = FIXTURE_K, l.batch = w.batch, l.left = zeros(ROWS * 4 * D, sizeof(real));
+    Team team = team_new();
+    keep(team.memory);
     Size n_layers = w.model.config.n_layer + 1;
     real *own = zeros(ROWS * n_layers * D, sizeof *own); // (B, n_layers, T, d)
     model_features(&w.model, w.acts, &w.batch, POOL_NONE, 1, own);
@@ -526,8 +528,9 @@ static void test_trace(void) {
         } else {
             if (weight.rows != from) weight = transposed(weight); // lm_head
             if (s->kind == SUM) y = traced(&fixture, "ar.", i - 4);
-            matmul_plain(matrix(y, ROWS, s->width), matrix(x, ROWS, from), weight, s->kind == SUM);
-            matmul_plain(matrix(dx, ROWS, from), matrix(dy, ROWS, s->width), transposed(weight), 0);
+            Matrix out = matrix(y, ROWS, s->width), dout = matrix(dy, ROWS, s->width);
+            matmul(team, out, matrix(x, ROWS, from), weight, s->kind == SUM);
+            matmul(team, matrix(dx, ROWS, from), dout, transposed(weight), 0);
         }
         for (Size b = 0; b < FIXTURE_B && i % 8 == 1; b++) // n^l is the model's own
             memcpy(y + b * T * D, own + (b * n_layers + i / 8) * T * D, T * D * sizeof *y);
@@ -2758,9 +2761,9 @@ static void test_nothing_lost(void) {
     static const char *const rows[][2] = {
         {"kept holds a run of 3 steps: --resume goes on with it, --overwrite",
          TINY "--steps 3 --out $S/kept"},
-        {"", "finetune --model data/emoji-ar --out $S/kept"},
+        {"kept holds a run of 3 steps", "finetune --model data/emoji-ar --out $S/kept"},
         {"holds a model", "palette --out $S/kept"},
-        {"", "probe --model data/emoji-ar --features $S --out $S/kept"},
+        {"it is a folder", "probe --model data/emoji-ar --features $S --out $S/kept"},
         {"neither table nor chart", "probe --model data/emoji-ar --features $S/probe.csv --out $S"},
         {"which would be lost",
          "probe --model $S/kept --out $S/drawn --features $S/kept/model.safetensors"},
