@@ -603,21 +603,24 @@ static void test_gradcheck(void) {
 }
 
 /* Gradients add up over passes, and a picture without a label adds nothing to L_CLF: four pictures
-   at once, the last without, give what two, one, and L_GEN of the last give. */
+   at once, the last without, give what two (L_GEN, then L_CLF), one, and L_GEN of the last give. */
 static void test_gradients_add_up(void) {
     enum { B = 4, T = 9 };
+    const double share = 1.0 / B;
+    double clf = 0;
     Whole w;
     REQUIRE(!whole_make(&w, whole_small, &aims[AIM_JOINT], B, KEEP_ALL));
     const uint16_t labels[B] = {3, 0, 2, NO_LABEL}, *tokens = w.batch.tokens;
-    const Batch parts[] = {{2, tokens, NULL, labels},
-                           {1, tokens + 2 * T, NULL, labels + 2},
-                           {1, tokens + 3 * T, NULL, labels + 3}};
+    const Batch two = {2, tokens, NULL, labels};
+    const Batch parts[] = {
+        two, two, {1, tokens + 2 * T, NULL, labels + 2}, {1, tokens + 3 * T, NULL, labels + 3}};
     real *grads = zeros(w.model.n_params, sizeof *grads);
-    double clf = 0;
     w.batch.labels = labels;
     Losses sums = whole_pass(&w, w.grads);
-    for (int i = 0; i < 3; i++)
-        clf += objective(&w.model, w.acts, &parts[i], 1.0 / B, i < 2 ? 1.0 / B : 0, grads).clf;
+    for (int i = 0; i < 4; i++) {
+        double gen = i == 1 ? 0 : share, class = i % 3 ? share : 0;
+        clf += objective(&w.model, w.acts, &parts[i], gen, class, grads).clf;
+    }
     double apart = reals_apart(w.grads, grads, w.model.n_params);
     CHECK(apart < (IS_DOUBLE ? 1e-14 : 1e-6), "gradients are %g apart", apart);
     CHECK(sums.clf > 0 && fabs(sums.clf - clf) < 1e-5, "L_CLF %g, in parts %g", sums.clf, clf);
@@ -1464,7 +1467,7 @@ static void test_image_read(void) {
         {"P6 1 1 255\n#12", 0, 1, "#12"}, // a pixel
         {"P5 3 2 255\n\1\2\3\4\5\6", 0, 2, "\1\1\1\2\2\2\4\4\4\5\5\5"},
         {"P5 2 2 3\n\0\1\2\3", 13, 2, "\0\0\0UUU\252\252\252\377\377\377"}, // 0 85 170 255
-        {"P5 1 1 1\n\1", 0, 1, "\377\377\377"}, {"P5 1 1 256\n\1\0", 13, 1, "\377\377\377"},
+        {"P5 1 1 199\n\307", 0, 1, "\377\377\377"}, {"P5 1 1 256\n\1\0", 13, 1, "\377\377\377"},
         {"P6 1 1 65535\n\377\377\200\0\1\1", 19, 1, "\377\200\1"},
     };
     // Texts that are refused, after the words that say why.
@@ -2357,21 +2360,29 @@ static void test_terminal(void) {
 }
 
 static void test_chart(void) {
-    static const double x[] = {0, 1, 2}, y[] = {1, NAN, 3}, two[] = {2, 2};
+    static const double x[] = {0, 1, 2}, y[] = {1, NAN, 3};
+    static const double late[] = {0, 5, 26, 30}, level[] = {-0.2, NAN, 0.31, NAN};
     const Series series[] = {{"a & b < c", "#123456", 3, 1, x, y, 1},
-                             {"flat", "#000", 2, 1, x, two, 0}};
+                             {"level", "#000", 4, 1, late, level, 0}};
     Size n;
     REQUIRE(!chart_write(scratch_path("chart.svg"), "title", "x", "y", series, 1));
     const char *svg = (char *)read_bytes(scratch_path("chart.svg"), &n);
     CHECK(!strncmp(svg, "<svg ", 5) && strstr(svg, "</svg>"), "no SVG");
-    CHECK(strstr(svg, "[a & b < c]") && !strstr(svg, "nan"), "names or NaN are wrong");
-    CHECK(count_words(svg, "<circle") == 2, "%s", svg);
+    CHECK(!strstr(svg, "nan") && count_words(svg, "<circle") == 2, "%s", svg);
+    CHECK(count_words(svg, "<path") == 3 + 4, "ticks: %s", svg);
     check_holds(svg,
-                "y=\"68.0\" text-anchor=\"end\" ... <![CDATA[3]]> ... \"70.0,264.7 670.0,64.0 \"");
-    REQUIRE(!chart_write(scratch_path("flat.svg"), "", "", "", series + 1, 1));
-    const double close[] = {2, nextafter(2, 3)}, far[] = {-1e300, 1e300}, large[] = {1e300, 1e300};
-    const double *const rows[] = {close, far, large};
-    for (int i = 0; i < 3; i++) { // a tick that is too short to get on by must not go on for ever
+                "[0]] ... [1]] ... x=\"670.0\" y=\"385.0\" text-anchor=\"middle\" ... [2]] ... "
+                "[0]] ... [1]] ... [2]] ... y=\"68.0\" text-anchor=\"end\" ... [3]] ... "
+                "\"70.0,264.7 670.0,64.0 \" ... x=\"682.0\" y=\"68.0\" ... [a & b < c]]");
+    REQUIRE(!chart_write(scratch_path("chart.svg"), "", "", "", series + 1, 1));
+    svg = (char *)read_bytes(scratch_path("chart.svg"), &n);
+    CHECK(count_words(svg, "<path") == 7 + 7, "ticks: %s", svg); // the name stands at (26, 0.31)
+    check_holds(svg, "[0]] ... [5]] ... [10]] ... [30]] ... [-0.2]] ... [-0.1]] ... [0]] ... [0.4]]"
+                     " ... x=\"602.0\" y=\"113.0\" ... [level]]");
+    const double two[] = {2, 2}, close[] = {2, nextafter(2, 3)};
+    const double far[] = {-1e300, 1e300}, large[] = {1e300, 1e300};
+    const double *const rows[] = {two, close, far, large};
+    for (int i = 0; i < 4; i++) { // a tick that is too short to get on by must not go on for ever
         const Series line = {"extreme", "#000", 2, 1, rows[i], rows[i], 0};
         REQUIRE(!chart_write(scratch_path("chart.svg"), "", "", "", &line, 1));
         read_bytes(scratch_path("chart.svg"), &n);
