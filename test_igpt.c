@@ -892,6 +892,26 @@ static void test_kmeans(void) {
     CHECK(least < optimum * 1.0001, "the best of %d is %g, the optimum %g", SEEDS, least, optimum);
 }
 
+/* Of as many clusters as colours each gets one by a good start: Lloyd's iteration would not part two
+   that share a centre. */
+static void test_kmeans_start(void) {
+    enum { K = 25, N = 24 * K };
+    uint8_t rgb[3 * N];
+    uint16_t tokens[N];
+    real palette[3 * K];
+    for (int i = 0; i < N; i++) { // 5 x 5 of red and green, 50 apart
+        rgb[3 * i] = (uint8_t)(i % 5 * 50 + i % 7);
+        rgb[3 * i + 1] = (uint8_t)(i / 5 % 5 * 50 + i % 8);
+        rgb[3 * i + 2] = (uint8_t)(i % 9);
+    }
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        REQUIRE(palette_build(palette, K, rgb, N, seed, PALETTE_ITERATIONS, NULL) == K);
+        REQUIRE(!palette_index(tokens, rgb, N, palette, K));
+        for (int i = K; i < N; i++)
+            CHECK(tokens[i] == tokens[i - K], "pixel %d is of colour %d", i, tokens[i]);
+    }
+}
+
 static void test_palette_few_colours(void) {
     enum { N = 5, MOST = PALETTE_ITERATIONS };
     static const uint8_t rgb[3 * N] = {0, 0, 0, 255, 255, 255, 201, 100, 7, 0, 0, 0, 255, 255, 255};
@@ -3199,6 +3219,7 @@ static const struct {
     {"initial values", test_initial_values},
     {"BERT's masks", test_bert_mask},
     {"k-means against brute force", test_kmeans},
+    {"k-means: a start in every cluster", test_kmeans_start},
     {"palette of few colours", test_palette_few_colours},
     {"quantisation and its ties", test_quantisation},
     {"cached sampling gives forward's logits", test_cache_is_forward},
