@@ -607,7 +607,6 @@ static void test_gradcheck(void) {
 static void test_gradients_add_up(void) {
     enum { B = 4, T = 9 };
     const double share = 1.0 / B;
-    double clf = 0;
     Whole w;
     REQUIRE(!whole_make(&w, whole_small, &aims[AIM_JOINT], B, KEEP_ALL));
     const uint16_t labels[B] = {3, 0, 2, NO_LABEL}, *tokens = w.batch.tokens;
@@ -616,14 +615,18 @@ static void test_gradients_add_up(void) {
         two, two, {1, tokens + 2 * T, NULL, labels + 2}, {1, tokens + 3 * T, NULL, labels + 3}};
     real *grads = zeros(w.model.n_params, sizeof *grads);
     w.batch.labels = labels;
-    Losses sums = whole_pass(&w, w.grads);
+    Losses all = whole_pass(&w, w.grads), sums = {0, 0, 0};
     for (int i = 0; i < 4; i++) {
         double gen = i == 1 ? 0 : share, class = i % 3 ? share : 0;
-        clf += objective(&w.model, w.acts, &parts[i], gen, class, grads).clf;
+        Losses part = objective(&w.model, w.acts, &parts[i], gen, class, grads);
+        sums.gen += part.gen, sums.clf += part.clf, sums.correct += part.correct;
     }
     double apart = reals_apart(w.grads, grads, w.model.n_params);
     CHECK(apart < (IS_DOUBLE ? 1e-14 : 1e-6), "gradients are %g apart", apart);
-    CHECK(sums.clf > 0 && fabs(sums.clf - clf) < 1e-5, "L_CLF %g, in parts %g", sums.clf, clf);
+    CHECK(fabs(all.gen - sums.gen) < 1e-5, "L_GEN %g, in parts %g", all.gen, sums.gen);
+    CHECK(fabs(all.clf - sums.clf) < 1e-5, "L_CLF %g, in parts %g", all.clf, sums.clf);
+    CHECK(all.clf > 0 && all.correct == sums.correct, "%lld right, %lld", all.correct,
+          sums.correct);
 }
 
 /* ---- numbers -------------------------------------------------------------------------------- */
