@@ -500,7 +500,9 @@ INLINE void thin_rows(const int rows, real *sums, Size width, const real *x, Siz
         for (Size i = 0; i < M; i++) {
             vec_anywhere *sum = (vec_anywhere *)(sums + i * width + j);
             vec s = *sum;
-#    pragma GCC unroll 8 // at -O2, too: on some processors gcc fuses no sum that goes round a loop
+#    ifndef __clang__ // at -O2, too: on some processors gcc fuses no sum that goes round a loop
+#        pragma GCC unroll 8
+#    endif
             for (int k = 0; k < rows; k++) s += x[i * rows + k] * y[k];
             *sum = s;
         }

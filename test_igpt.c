@@ -7,7 +7,7 @@
    data/fixture holds PyTorch's numbers for a tiny model. What depends on memory layout, threads or
    files is compared to the last bit. */
 
-#define _XOPEN_SOURCE 700 // POSIX 2008, and P_tmpdir
+#define _DEFAULT_SOURCE 1 // with -std=c11, too, the C library shows what POSIX has, and P_tmpdir
 #include "igpt.h"
 #include <math.h>
 #include <stdarg.h>
@@ -78,7 +78,7 @@ static void *keep(void *p) {
 }
 
 /* After what made or loaded it; passes on whether that went badly. */
-static int keep_model(const Model *m, int bad) {
+static int keep_model(Model *m, int bad) {
     if (n_kept_models == sizeof kept_models / sizeof *kept_models) abort();
     if (!bad) kept_models[n_kept_models++] = *m;
     return bad;
@@ -3126,7 +3126,7 @@ static int fault_came(const char *command, const char *kind, long n) {
         Model m;
         Safetensors state;
         output[fread(output, 1, sizeof output - 1, f[k])] = 0;
-        int status = WEXITSTATUS(pclose(f[k]));
+        int is = pclose(f[k]), status = WEXITSTATUS(is); // some systems take is' address
         int told = status == 1 && !strncmp(output, "igpt: ", 6);
         if (status != SPARED) came = 1; // the names in a folder of records are not needed: status 0
         CHECK((told || status == SPARED || (status == 0 && strstr(command, "mnist"))) &&

@@ -9,7 +9,7 @@
 
        cc -g -DFUZZ_REPLAY data/fuzz.c -lm -o fuzz_replay && ./fuzz_replay data/fuzz/?*    */
 
-#define _XOPEN_SOURCE 700 // POSIX 2008, and P_tmpdir
+#define _DEFAULT_SOURCE 1 // with -std=c11, too, the C library shows what POSIX has, and P_tmpdir
 #include <setjmp.h>
 #include <stdlib.h>
 
@@ -138,8 +138,11 @@ static void state_make(const char *path, int fine) {
     Run r = run_new(NULL, fine);
     char config[1024];
     config_fields(config, &r.model.config);
-    const char *metadata[] = {"command", fine ? "finetune" : "train", "words", "--steps\n4\n",
-                              "config",  config, "classes", "0\n1\n", NULL};
+    const char *metadata[] = {"command", fine ? "finetune" : "train",
+                              "words",   "--steps\n4\n",
+                              "config",  config,
+                              "classes", "0\n1\n",
+                              NULL};
     for (r.n_rows = 1; r.n_rows < 3; r.n_rows++)
         r.log[r.n_rows] = (Row){(double)r.n_rows, 0.5, 1e-3, {2, 1, NAN}, {1.5, NAN, 0.25}};
     r.log[r.n_rows].step = 2;
