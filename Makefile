@@ -25,10 +25,10 @@ X87 := $(shell echo '__FLT_EVAL_METHOD__' | $(CC) -E -x c - 2>/dev/null | grep '
 SSE := $(if $(X87),-msse2 -mfpmath=sse)
 WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes
 
-# Does the compiler know this flag, and link with it?
-try = $(shell echo 'int main(void){return 0;}' | $(CC) $(1) -x c - -o /dev/null 2>/dev/null && echo $(1))
+# Does the compiler know this flag, and link with it (and with what it goes along with)?
+try = $(shell echo 'int main(void){return 0;}' | $(CC) $(1) $(2) -x c - -o /dev/null 2>/dev/null && echo $(1))
 
-OPENMP := $(or $(call try,-fopenmp),$(call try,-fopenmp-simd),-Wno-unknown-pragmas)
+OPENMP := $(or $(call try,-fopenmp,-include omp.h),$(call try,-fopenmp-simd),-Wno-unknown-pragmas)
 # Vectors as wide as the machine has (compilers shy away from 64 bytes of their own accord).
 WIDE := $(call try,-mprefer-vector-width=512)
 # sqrt need not set errno: gcc learns that from igpt.c, clang from here.

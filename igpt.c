@@ -2648,6 +2648,15 @@ static int class_read(Dataset *data, Images *set, const char *dir, const char *c
     return bad ? -1 : 0;
 }
 
+/* A folder that igpt has written to, as ./out beside the pictures may be, is no class. */
+static int is_output(const char *dir) {
+    static const char *const files[] = {"config.json", "samples.png", "completions.png",
+                                        "palette.png", "probe.csv"};
+    int found = 0;
+    for (int i = 0; i < 5; i++) found |= path_kind(file_in(dir, files[i])) != NOTHING;
+    return found;
+}
+
 static Size pictures_in(const Dataset *data) { return data->train.n + data->test.n; }
 
 /* Add the pictures in dir, in order of their names, as class_read does: those of a class; or, class
@@ -2666,7 +2675,7 @@ static int folder_read(Dataset *data, Images *set, const char *dir, const char *
         if (has_ending(name, ".ppm") || has_ending(name, ".pgm")) index[n++] = i;
         else if (has_ending(name, ".jpg") || has_ending(name, ".jpeg") || has_ending(name, ".png"))
             foreign = name;
-        else if (!bad && !class && path_kind(path) == FOLDER) {
+        else if (!bad && !class && path_kind(path) == FOLDER && !is_output(path)) {
             bad = folder_read(data, set, path, name);
             if (pictures_in(data) == so_far) strcpy(empty, path);
         }
@@ -4241,6 +4250,7 @@ static Scores evaluate(const Model *m, Pass *pass, Size B, const Images *set, co
         }
         if (classes) class_losses(logits, pass->labels, n, C, 0, &sum);
     }
+    progress_clear();
     free(logits);
     double n = (double)subset->n;
     return (Scores){sum.gen / (double)draws / n, classes ? sum.clf / n : NAN,
@@ -4502,6 +4512,7 @@ static real *palette_make(Options *o, const Images *train) {
     real *palette = need_memory(wanted * 3, sizeof *palette);
     *K = palette_build(palette, wanted, train->rgb, train->n * train->px * train->px, o->seed,
                        PALETTE_ITERATIONS, progress);
+    progress_clear();
     need(*K > 0);
     if (*K < wanted) say(NOTE, "palette: %lld colours are all there are, not %lld", *K, wanted);
     return palette;
@@ -4559,7 +4570,7 @@ static int holds_model(const char *dir) {
    elsewhere. A folder that is not there yet is taken once it has been made. */
 static void folder_take(const Options *o) {
     Safetensors state;
-    char steps[32] = "?";
+    char steps[32] = "?", command[32] = "?";
     if (folder_is_locked || path_kind(o->out) != FOLDER) return;
     int fails = folder_lock(o->out);
     if (fails > 0) stop("%s: another run is writing there", o->out);
@@ -4570,7 +4581,13 @@ static void folder_take(const Options *o) {
         stop("%s holds a model, whose palette belongs to its weights: take another --out", o->out);
     const char *path = file_in(o->out, STATE);
     if (path_kind(path) == NOTHING) stop("%s holds a model: --overwrite replaces it", o->out);
-    if (!safetensors_open(&state, path)) safetensors_metadata(&state, "step", steps, sizeof steps);
+    if (!safetensors_open(&state, path)) {
+        safetensors_metadata(&state, "step", steps, sizeof steps);
+        safetensors_metadata(&state, "command", command, sizeof command);
+    }
+    if (strcmp(command, o->command->name))
+        stop("%s holds a run of igpt %s: take another --out, or --overwrite gives it up", o->out,
+             command);
     stop("%s holds a run of %s steps: --resume goes on with it, --overwrite starts anew", o->out,
          steps);
 }
@@ -4779,6 +4796,7 @@ static void run_steps(Run *r) {
                 "stopped at step %lld of %lld and saved; go on with: igpt %s --resume --out \"%s\"",
                 done, o->steps, o->command->name, o->out);
         if (last) break;
+        if (done == from) now = seconds_now(); // a test that was due is no step's time
         train_step(r);
         row = &r->log[r->n_rows];
         double loss = (o->gen_weight * row->train.gen + r->fine * row->train.clf) /
@@ -4844,9 +4862,9 @@ static void command_train(Options *o) { // and finetune
     run_open(&run);
     // Kept although nobody typed it: what follows from --steps, and defaults that may yet change.
     snprintf(derived, sizeof derived,
-             "--steps\n%lld\n--warmup\n%lld\n--eval-every\n%lld\n--save-every\n%lld\n"
-             "--batch\n%lld\n--micro-batch\n%lld\n--lr\n%.17g\n",
-             o->steps, o->warmup, o->eval_every, o->save_every, o->batch, o->micro_batch, o->lr);
+             "--steps\n%lld\n--warmup\n%lld\n--eval-every\n%lld\n--batch\n%lld\n"
+             "--micro-batch\n%lld\n--lr\n%.17g\n",
+             o->steps, o->warmup, o->eval_every, o->batch, o->micro_batch, o->lr);
     run.words = words_keep(saved, o);
     say(NOTE, "%lld layers, d %lld, %lld heads, %lld colours: %.2f million parameters, %.0f MB",
         o->config.n_layer, o->config.n_embd, o->config.n_head, o->config.n_vocab,

@@ -1540,7 +1540,8 @@ static void test_folders(void) {
         "pictures tree/test/ant 1 70",
         "pictures tree/train/.hidden 1 80",
         "text tree/train/ant/.x.ppm not a picture",
-        "text tree/train/ant/notes.txt not a picture"
+        "text tree/train/ant/notes.txt not a picture",
+        "text tree/train/out/samples.png igpt's own: no class"
         " == train 40/0 50/1 51/1 52/1 30/2 31/2 | test 70/1 60/2 | Zebra,ant,owl.",
         "text tree/train/top.ppm P6 1 1 255\nabc => tree/train: ... beside the classes",
         "folder tree/train/cat => train/cat: no picture",
@@ -1557,6 +1558,8 @@ static void test_folders(void) {
         "pictures own/c 1 30 == train 0/0 1/0 2/0 3/0 5/0 6/0 7/0 8/0 9/0 10/0 12/0 13/0 20/1 22/1 "
         "30/2 | test 4/0 11/0 21/1 | a,b,c.",
         "pictures ten 10 0 == train 0/- 1/- 2/- 3/- 4/- 5/- 6/- 7/- | test 8/- 9/- | .",
+        "text flat/out/config.json ?",
+        "text flat/out/loss.ppm ?",
         "pictures flat 6 10 == train 10/- 11/- 12/- 14/- 15/- | test 13/- | .", // no classes
         // Pictures that cannot be read; where one can be read, others beside it are no matter.
         "text foreign/b.JPG ? => foreign/b.JPG ... mogrify ... ./*.JPG",
@@ -2795,7 +2798,8 @@ static void test_nothing_lost(void) {
     static const char *const rows[][2] = {
         {"kept holds a run of 3 steps: --resume goes on with it, --overwrite",
          TINY "--steps 3 --out $S/kept"},
-        {"kept holds a run of 3 steps", "finetune --model data/emoji-ar --out $S/kept"},
+        {"kept holds a run of igpt train: take another --out, or --overwrite gives it up",
+         "finetune --model data/emoji-ar --out $S/kept"},
         {"holds a model", "palette --out $S/kept"},
         {"it is a folder", "probe --model data/emoji-ar --features $S --out $S/kept"},
         {"neither table nor chart", "probe --model data/emoji-ar --features $S/probe.csv --out $S"},
