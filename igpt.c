@@ -2008,8 +2008,9 @@ static int path_kind(const char *path) { // of NOTHING errno says why, else it i
 
 typedef _WDIR Folder;
 static Folder *folder_open(const char *path) { return _wopendir(wide(path).text); }
-static const char *folder_next(Folder *folder) {
+static const char *folder_next(Folder *folder) { // NULL: errno says why, or 0 at its end
     static _Thread_local char name[PATH_SIZE];
+    errno = 0;
     struct _wdirent *entry = _wreaddir(folder);
     if (!entry) return NULL;
     WideCharToMultiByte(CP_UTF8, 0, entry->d_name, -1, name, PATH_SIZE, NULL, NULL);
@@ -2118,7 +2119,8 @@ static int path_kind(const char *path) { // of NOTHING errno says why, else it i
 
 typedef DIR Folder;
 static Folder *folder_open(const char *path) { return opendir(path); }
-static const char *folder_next(Folder *folder) {
+static const char *folder_next(Folder *folder) { // NULL: errno says why, or 0 at its end
+    errno = 0;
     struct dirent *entry = readdir(folder);
     return entry ? entry->d_name : NULL;
 }
@@ -2188,9 +2190,9 @@ static double memory_limit(void) { // physical memory, or less by ulimit -v
     return (double)limit.rlim_cur < most ? (double)limit.rlim_cur : most;
 }
 static int locked_folder;
-static int folder_lock(const char *path) { // for good; 1: another has it; -1: see errno
+static int folder_lock(const char *path) { // as above; 2: this file system has no locks
     int f = locked_folder = open(path, O_RDONLY);
-    return f < 0 ? -1 : flock(f, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+    return f < 0 ? -1 : !flock(f, LOCK_EX | LOCK_NB) ? 0 : errno == EWOULDBLOCK ? 1 : 2;
 }
 static const char *folder_enter(const char *path) { // the locked one's name, wherever it goes
     return fchdir(locked_folder) ? path : ".";
@@ -2242,6 +2244,7 @@ static const char *hidden(const char *path) {
 static FILE *file_open(const char *path, const char *mode) { // "rb", or "wb" for a new version
     int kind = path_kind(path), writes = *mode == 'w';
     const char *name = writes ? hidden(path) : path, *verb = writes ? "write" : "open";
+    if (!*path) return fail("a file's name is empty, or the path to it is too long"), NULL;
     FILE *f = kind == FOLDER || kind == DEVICE ? NULL : file_stream(name, mode);
     if (kind == FOLDER || kind == DEVICE)
         fail("cannot %s %s: it is %s", verb, path, kind == FOLDER ? "a folder" : "no regular file");
@@ -2294,7 +2297,9 @@ static int folder_lacks(const char *dir, const char *advice) {
 /* Make a folder and those above it; 0 also where it exists already. */
 static int folder_make(const char *path) {
     char so_far[PATH_SIZE] = "";
-    for (size_t i = 0; i < PATH_SIZE - 1 && path[i]; i++) {
+    if (!*path || strlen(path) >= PATH_SIZE)
+        return fail("cannot make the folder \"%s\": its name is empty or too long", path);
+    for (size_t i = 0; path[i]; i++) {
         so_far[i] = path[i];
         int ends = path[i + 1] == '/' || !path[i + 1];
         if (!ends || path_kind(so_far) == FOLDER || !folder_create(so_far)) continue;
@@ -2343,7 +2348,8 @@ static int resize(const uint8_t *p, Size width, Size height, const Size step[3],
 }
 
 int image_resize(const uint8_t *rgb, Size width, Size height, uint8_t *out, Size px) {
-    return resize(rgb, width, height, (Size[]){3 * width, 3, 1}, out, px);
+    Size row = 3 * min(width, MAX_SIDE); // a wider one is refused
+    return resize(rgb, width, height, (Size[]){row, 3, 1}, out, px);
 }
 
 static int is_space(int c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -2394,6 +2400,7 @@ static int pnm_read(FILE *f, const char *path, uint8_t *out, Size px) {
 int image_read(const char *path, uint8_t *rgb, Size px) {
     FILE *f = file_open(path, "rb");
     int bad = !f || pnm_read(f, path, rgb, px);
+    if (bad && f && ferror(f)) fail("%s: cannot be read to its end", path);
     if (f) fclose(f);
     return bad ? -1 : 0;
 }
@@ -2478,9 +2485,9 @@ static int class_names_read(Dataset *data, const char *path, Size n) {
          line = strtok_r(NULL, "\r\n", &next)) {
         char *end = line + strlen(line);
         while (end > line && is_space(end[-1])) *--end = 0;
-        Size known = data->n_class;
-        if (*line && class_number(data, line) != known)
-            bad = fail("%s: class %s stands there twice, or is one too many", path, line);
+        Size known = data->n_class, number = *line ? class_number(data, line) : known;
+        bad = number < 0;
+        if (!bad && number != known) bad = fail("%s: class %s stands there twice", path, line);
     }
     free(text);
     if (!bad && !data->n_class) bad = fail("%s: empty, no class names", path);
@@ -2601,6 +2608,7 @@ static int folder_names(const char *dir, char ***names, Size *n) {
         if (!list || !(list[*n] = strdup(name))) bad = fail("%s: out of memory for its names", dir);
         else ++*n;
     }
+    if (!bad && errno) bad = fail("cannot read the folder %s: %s", dir, strerror(errno));
     folder_close(folder);
     if (*names) qsort(*names, *n, sizeof **names, by_name);
     return bad;
@@ -3138,7 +3146,7 @@ int safetensors_read(const Safetensors *s, const Stored *t, real *out, double *w
         double x = decode(t->dtype, bits);
         if (out) out[i] = (real)x;
         else if (wide) wide[i] = x;
-        else if (x != 0)
+        else if (x != 0 && !feof(s->file) && !ferror(s->file))
             return fail("%s: tensor %s is not zero: igpt has no biases, nor have OpenAI's models; "
                         "training in transformers moves them",
                         s->path, t->name);
@@ -3282,7 +3290,9 @@ static int config_save(const Model *m, const char *path) {
     }
     config_fields(fields, &m->config);
     fputs(fields + strlen("{\n"), f);
-    return file_finish(f, path, 0);
+    int bad = ftello(f) > JSON_BYTES;
+    if (bad) fail("%s: the classes' names would be too long to be read", path);
+    return file_finish(f, path, bad);
 }
 
 static int config_load(Config *c, const char *json, const char *path) {
@@ -4573,9 +4583,9 @@ static void folder_take(const Options *o) {
     char steps[32] = "?", command[32] = "?";
     if (folder_is_locked || path_kind(o->out) != FOLDER) return;
     int fails = folder_lock(o->out);
-    if (fails > 0) stop("%s: another run is writing there", o->out);
+    if (fails == 1) stop("%s: another run is writing there", o->out);
     if (fails < 0) stop("cannot lock the folder %s: %s", o->out, strerror(errno));
-    folder_is_locked = 1;
+    folder_is_locked = !fails;
     if (o->resume || o->overwrite || !holds_model(o->out)) return;
     if (o->command->bit == PALETTE)
         stop("%s holds a model, whose palette belongs to its weights: take another --out", o->out);

@@ -345,7 +345,7 @@ typedef struct {
    of pictures the sub-folders' names are the classes, in strcmp order; names that start with a dot
    and folders with igpt's own output are passed over; without train/ and test/ 15 % of each class
    (at least one of two or more) become the test set, the same ones each time. Bytes of a class name
-   that are no UTF-8 are taken for Latin-1. Where it fails, *data is zeroed, with nothing to free. */
+   that are no UTF-8 are taken for Latin-1. Where it fails, *data is zeroed: nothing to free. */
 IGPT_API int dataset_read(Dataset *data, const char *dir, Size n_px);
 IGPT_API void dataset_free(Dataset *data); // and zero it; a zeroed one is left as it is
 

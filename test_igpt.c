@@ -895,8 +895,8 @@ static void test_kmeans(void) {
     CHECK(least < optimum * 1.0001, "the best of %d is %g, the optimum %g", SEEDS, least, optimum);
 }
 
-/* Of as many clusters as colours each gets one by a good start: Lloyd's iteration would not part two
-   that share a centre. */
+/* Of as many clusters as colours each gets one by a good start: Lloyd's iteration would not part
+   two that share a centre. */
 static void test_kmeans_start(void) {
     enum { K = 25, N = 24 * K };
     uint8_t rgb[3 * N];
@@ -1332,8 +1332,9 @@ static void test_resize_exact(void) {
 
 static void test_resize_edges(void) {
     enum { N = 3000 }; // so large that the weights' sum could overflow
-    static const Size bad[][3] = {{0, 4, 2},     {4, 0, 2}, {-1, 4, 2},  {32769, 1, 1},
-                                  {1, 32769, 1}, {4, 4, 0}, {4, 4, 257}, {4, 4, -3}};
+    static const Size bad[][3] = {{0, 4, 2},     {4, 0, 2},     {-1, 4, 2},
+                                  {32769, 1, 1}, {1, 32769, 1}, {4, 4, 0},
+                                  {4, 4, 257},   {4, 4, -3},    {1LL << 62, 1, 1}};
     uint8_t *white = memset(zeros(N * N, 3), 255, N * N * 3), out[7 * 7 * 3];
     CHECK(!image_resize(white, N, N, out, 7) && !memcmp(out, white, sizeof out), "%d", out[0]);
     for (size_t k = 0; k < sizeof bad / sizeof *bad; k++)
@@ -2486,7 +2487,7 @@ static void test_command_line(void) {
         {2, "igpt --help", "something-else"},
         {2, "--steps", "train --step 5"},
         {2, "0 values; it is used so: --steps N", "train --steps"},
-        {2, "number", "train --steps many"},
+        {2, "number", "train --steps 5x"},
         {2, "whole number", "train --steps 1.5"},
         {2, "--threads", "train --threads -1"},
         {2, "no option", "train surplus"},
@@ -2596,7 +2597,9 @@ static void test_resume(void) {
     Size n; // what was not given is kept, too, for a version with other defaults
     const uint8_t *state = read_bytes(scratch_path("few/train_state.safetensors"), &n);
     REQUIRE(state && n > 8);
-    CHECK(strstr((const char *)state + 8, "--lr\\u000a0.001"), "the default rate is not kept");
+    const char *words = (const char *)state + 8;
+    CHECK(strstr(words, "--lr\\u000a0.001"), "the default rate is not kept");
+    CHECK(!strstr(words, "save-every"), "saves would not follow another --eval-every");
 }
 
 /* A short run learns more than to count colours. What train measures, eval repeats. */

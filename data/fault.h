@@ -105,6 +105,7 @@ static inline size_t fault_size(size_t value) { return value; }
 #define posix_memalign(p, to, n) (fault(AT_ALLOC) ? ENOMEM : posix_memalign(p, to, n))
 #define fopen(path, mode) fault_fopen(path, mode)
 #define opendir(path) (fault(AT_OPEN) ? NULL : opendir(path))
+#define readdir(folder) (fault(AT_READ) ? NULL : readdir(folder))
 #define mkdir(path, mode) (fault(AT_FOLDER) ? -1 : mkdir(path, mode))
 #define fread(p, size, n, f) (fault_stream(AT_READ, f) ? 0 : fread(p, size, n, f))
 #define getc_unlocked(f) fault_int(fault_stream(AT_READ, f) ? EOF : getc_unlocked(f))
