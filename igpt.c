@@ -86,7 +86,7 @@ static int omp_get_thread_num(void) { return 0; }
 #endif
 
 /* Errors: one sentence, kept until the next one. */
-static _Thread_local char last_error[1024];
+static _Thread_local char last_error[5000]; // a path can have 4,095 characters
 
 const char *error_text(void) { return last_error; }
 
@@ -2062,6 +2062,8 @@ static char **process_start(int *argc, char **argv) { // arguments in UTF-8, and
         int bytes = WideCharToMultiByte(CP_UTF8, 0, words[i], -1, NULL, 0, NULL, NULL);
         if (!(list[i] = malloc(bytes))) return argv;
         WideCharToMultiByte(CP_UTF8, 0, words[i], -1, list[i], bytes, NULL, NULL);
+        for (char *c = list[i]; *c; c++)
+            if (*c == '\\') *c = '/'; // which Windows takes as well, and igpt knows
     }
     return words && list ? list : argv;
 }
