@@ -610,9 +610,10 @@ static void test_gradients_add_up(void) {
     Whole w;
     REQUIRE(!whole_make(&w, whole_small, &aims[AIM_JOINT], B, KEEP_ALL));
     const uint16_t labels[B] = {3, 0, 2, NO_LABEL}, *tokens = w.batch.tokens;
-    const Batch two = {2, tokens, NULL, labels};
-    const Batch parts[] = {
-        two, two, {1, tokens + 2 * T, NULL, labels + 2}, {1, tokens + 3 * T, NULL, labels + 3}};
+    const Batch parts[] = {{2, tokens, NULL, labels},
+                           {2, tokens, NULL, labels},
+                           {1, tokens + 2 * T, NULL, labels + 2},
+                           {1, tokens + 3 * T, NULL, labels + 3}};
     real *grads = zeros(w.model.n_params, sizeof *grads);
     w.batch.labels = labels;
     Losses all = whole_pass(&w, w.grads), sums = {0, 0, 0};
