@@ -486,8 +486,7 @@ static void multiply_block(real *scratch, Matrix c, Matrix a, Matrix b, int accu
 /* Few rows (sampling a few pictures): packing B would cost as much as reading it. Its rows are read
    where they lie, once, and added into sums that stay in the first-level cache: eight at a time,
    or, for one row of A and a B too large for caches, one, since memory delivers a single run
-   fastest. The order of summation is that of the tiles, so a picture does not depend on how many
-   are drawn with it. */
+   fastest. Summed in the tiles' order: a picture does not depend on those drawn with it. */
 enum { THIN_M = 16, THIN_SUMS = BLOCK_OF(4096, 16 * VL), THIN_ROWS = BLOCK_OF(8, 2) };
 _Static_assert(THIN_SUMS + THIN_M * THIN_ROWS <= BLOCK_A, "thin products have too little memory");
 
