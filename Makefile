@@ -25,7 +25,7 @@ X87 := $(shell echo '__FLT_EVAL_METHOD__' | $(CC) -E -x c - 2>/dev/null | grep '
 SSE := $(if $(X87),-msse2 -mfpmath=sse)
 WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes
 
-# Does the compiler know this flag, and link with it (and with what it goes along with)?
+# Does the compiler know this flag, and link with it, and with a second one that need not stay?
 try = $(shell echo 'int main(void){return 0;}' | $(CC) $(1) $(2) -x c - -o /dev/null 2>/dev/null && echo $(1))
 
 OPENMP := $(or $(call try,-fopenmp,-include omp.h),$(call try,-fopenmp-simd),-Wno-unknown-pragmas)

@@ -2191,7 +2191,7 @@ static double memory_limit(void) { // physical memory, or less by ulimit -v
     return (double)limit.rlim_cur < most ? (double)limit.rlim_cur : most;
 }
 static int locked_folder;
-static int folder_lock(const char *path) { // as above; 2: this file system has no locks
+static int folder_lock(const char *path) { // as on Windows; 2: this file system has no locks
     int f = locked_folder = open(path, O_RDONLY);
     return f < 0 ? -1 : !flock(f, LOCK_EX | LOCK_NB) ? 0 : errno == EWOULDBLOCK ? 1 : 2;
 }
@@ -2228,6 +2228,13 @@ static int path_join(char path[PATH_SIZE], const char *dir, const char *name) {
 static const char *file_in(const char *dir, const char *name) { // valid until the next call
     static _Thread_local char path[PATH_SIZE];
     return path_join(path, dir, name) ? "" : path;
+}
+
+/* The first of n names that there is in the folder; NULL: none. */
+static const char *found_in(const char *dir, const char *const *names, int n) {
+    for (int i = 0; i < n; i++)
+        if (path_kind(file_in(dir, names[i])) != NOTHING) return names[i];
+    return NULL;
 }
 
 /* Where a file is written; valid until the next call. Another process may be writing the same one:
@@ -2661,9 +2668,7 @@ static int class_read(Dataset *data, Images *set, const char *dir, const char *c
 static int is_output(const char *dir) {
     static const char *const files[] = {"config.json", "samples.png", "completions.png",
                                         "palette.png", "probe.csv"};
-    int found = 0;
-    for (int i = 0; i < 5; i++) found |= path_kind(file_in(dir, files[i])) != NOTHING;
-    return found;
+    return found_in(dir, files, 5) != NULL;
 }
 
 static Size pictures_in(const Dataset *data) { return data->train.n + data->test.n; }
@@ -3420,12 +3425,12 @@ static int model_lacks(const char *dir, const char *name) {
                      "`igpt train` makes a model, data/emoji-ar is one, and how to save one of "
                      "Hugging Face's hub into a folder is in the README"))
         return -1;
-    for (int i = 0; i < 3; i++)
-        if (path_kind(file_in(dir, others[i])) != NOTHING)
-            return fail("%s holds %s, not one model.safetensors; to convert it, in that folder: "
-                        "python -c \"import transformers as t; t.ImageGPTForCausalImageModeling."
-                        "from_pretrained('.').save_pretrained('.', max_shard_size='99GB')\"",
-                        dir, others[i]);
+    const char *other = found_in(dir, others, 3);
+    if (other)
+        return fail("%s holds %s, not one model.safetensors; to convert it, in that folder: "
+                    "python -c \"import transformers as t; t.ImageGPTForCausalImageModeling."
+                    "from_pretrained('.').save_pretrained('.', max_shard_size='99GB')\"",
+                    dir, other);
     if (path_kind(file_in(dir, STATE)) != NOTHING)
         return fail("%s holds a run whose save was cut off: train or finetune --resume goes on",
                     dir);
@@ -4570,11 +4575,7 @@ static void need_room(Options *o) {
 }
 
 /* Is there a model or a run? */
-static int holds_model(const char *dir) {
-    int there = 0;
-    for (int i = 0; i < MODEL_FILES; i++) there |= path_kind(file_in(dir, run_files[i])) != NOTHING;
-    return there;
-}
+static int holds_model(const char *dir) { return found_in(dir, run_files, MODEL_FILES) != NULL; }
 
 /* From here on no other process writes a model or a palette there; only now is what lies there
    looked at, so as not to lose a run by typing its command again, nor a model that came from

@@ -435,9 +435,8 @@ IGPT_API int safetensors_metadata(const Safetensors *s, const char *key, char *o
 IGPT_API int safetensors_read(const Safetensors *s, const Stored *tensor, real *out, double *wide);
 
 /* Write n tensors, as F64, F32 or F16 (rounded to nearest even; a finite value that would become
-   infinite is refused), whole or not at all. Names are UTF-8 and differ. `metadata` is
-   a list of strings, key, value, key, value, ..., NULL; it may be NULL. Hugging Face asks for
-   "format", "pt". */
+   infinite is refused), whole or not at all. Names are UTF-8 and differ. `metadata` is a list of
+   strings, key, value, ..., NULL; it may be NULL. Hugging Face asks for "format", "pt". */
 IGPT_API int safetensors_write(const char *path, const Stored *tensors, Size n,
                                const char *const *metadata);
 

@@ -638,8 +638,7 @@ static void test_exp(void) {
         double is = (double)real_exp((real)x), wanted = exp((double)(real)x);
         most = larger(most, fabs(is - wanted) / (wanted * (IS_DOUBLE ? 0x1p-52 : 0x1p-23)));
     }
-    // Of all floats the worst is 1.94 ulp away where products and sums are fused, else 2.14.
-    CHECK(most <= (IS_DOUBLE ? 2 : 2.15), "%.2f ulp from libm", most);
+    CHECK(most <= 2, "%.2f ulp from libm", most);
     CHECK(isinf(real_exp(1000)) && real_exp(-1000) == 0, "no limits");
     CHECK(isinf(real_exp((real)INFINITY)) && real_exp((real)-INFINITY) == 0, "infinity is lost");
     CHECK(isnan(real_exp((real)NAN)) && real_exp(0) == 1, "NaN is lost, or e^0 is not 1");
@@ -1493,7 +1492,8 @@ static void test_image_read(void) {
         {"P6 1 1 255\n#12", 0, 1, "#12"}, // a pixel
         {"P5 3 2 255\n\1\2\3\4\5\6", 0, 2, "\1\1\1\2\2\2\4\4\4\5\5\5"},
         {"P5 2 2 3\n\0\1\2\3", 13, 2, "\0\0\0UUU\252\252\252\377\377\377"}, // 0 85 170 255
-        {"P5 1 1 199\n\307", 0, 1, "\377\377\377"}, {"P5 1 1 256\n\1\0", 13, 1, "\377\377\377"},
+        {"P5 1 1 199\n\307", 0, 1, "\377\377\377"}, {"P5 1 1 1\n\1", 0, 1, "\377\377\377"},
+        {"P5 1 1 256\n\1\0", 13, 1, "\377\377\377"},
         {"P6 1 1 65535\n\377\377\200\0\1\1", 19, 1, "\377\200\1"},
     };
     // Texts that are refused, after the words that say why.
@@ -2489,6 +2489,7 @@ static void test_command_line(void) {
         {2, "igpt --help", "something-else"},
         {2, "--steps", "train --step 5"},
         {2, "0 values; it is used so: --steps N", "train --steps"},
+        {2, "number", "train --steps many"},
         {2, "number", "train --steps 5x"},
         {2, "whole number", "train --steps 1.5"},
         {2, "--threads", "train --threads -1"},
