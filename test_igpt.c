@@ -28,7 +28,6 @@
 #    define mkdir(path, mode) mkdir(path)
 static int remove_any(const char *path) { return remove(path) && rmdir(path); }
 #    define remove remove_any
-#    define posix_memalign(to, boundary, bytes) (*(to) = malloc(bytes), !*(to))
 #endif
 
 /* ---- the harness ---------------------------------------------------------------------------- */
@@ -84,11 +83,8 @@ static int keep_model(Model *m, int bad) {
     return bad;
 }
 
-static void *zeros(Size count, size_t size) { // on a cache line, as igpt's own memory is
-    void *p = NULL;
-    size_t bytes = (size_t)count * size;
-    if (posix_memalign(&p, 64, bytes ? bytes : 64)) abort();
-    return keep(memset(p, 0, bytes));
+static void *zeros(Size count, size_t size) {
+    return keep(calloc(count ? (size_t)count : 1, size));
 }
 
 static real *filled(Size n, uint64_t stream, double scale) { // with normal numbers
