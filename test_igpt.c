@@ -2206,56 +2206,45 @@ static void test_foreign_directories(void) {
     }
 }
 
-/* What Hugging Face's loader needs to see. */
-static void test_hugging_face_names(void) {
-    static const char expected[] =
-        "transformer.wte.weight 10,12 transformer.wpe.weight 25,12 transformer.h.2.ln_1.weight 12 "
-        "transformer.h.2.attn.c_attn.weight 12,36 transformer.h.2.attn.c_attn.bias 36 "
-        "transformer.h.2.attn.c_proj.bias 12 transformer.h.0.mlp.c_fc.weight 12,48 "
-        "transformer.h.0.mlp.c_fc.bias 48 transformer.h.1.mlp.c_proj.weight 48,12 "
-        "transformer.h.1.mlp.c_proj.bias 12 transformer.ln_f.weight 12 lm_head.weight 9,12 "
-        "score.weight 4,12";
-    char name[64], shape[16], text[160];
-    Model m;
-    Safetensors file;
-    int used;
-    REQUIRE(!directory_model(&m) && !model_save(&m, scratch_path("hf"), F16));
-    REQUIRE(!safetensors_open(&file, scratch_path("hf/model.safetensors")));
-    for (const char *p = expected; sscanf(p, "%63s %15s%n", name, shape, &used) == 2; p += used) {
-        snprintf(text, sizeof text, "\"%s\":{\"dtype\":\"F16\",\"shape\":[%s],", name, shape);
-        CHECK(strstr(file.header, text), "%s is not in %s", text, file.header);
-    }
-    CHECK(!safetensors_metadata(&file, "format", text, 9) && !strcmp(text, "pt"), "%s", text);
-    safetensors_close(&file);
-    const char *config = read_text("hf/config.json");
-    check_holds(read_text("hf/preprocessor_config.json"),
-                "\"do_normalize\": true, ... \"resample\": 4, ... {\"height\": 5, \"width\": 5}");
-    CHECK(strstr(config, "_size\": 10,") && strstr(config, "_type\": \"imagegpt\""), "%s", config);
-}
-
-/* What transformers saved (data/make_hf.py), in BF16: its logits and palette indices. */
+/* What transformers saved (data/make_hf.py), in BF16: its logits and palette indices; and, saved
+   again, what its loader needs to see: tensors of the same names and shapes. */
 static void test_hugging_face_model(void) {
     enum { B = 3, T = 16, K = 12 };
+    char text[8];
     Model m;
-    Safetensors file;
+    Safetensors file, again;
+    Stored t;
     REQUIRE(!keep_model(&m, model_load(&m, "data/fixture/hf")));
     REQUIRE(!safetensors_open(&file, "data/fixture/hf/expected.safetensors"));
-    const real *tokens = stored_reals(&file, "", "tokens", B * T);
+    const uint16_t *tokens = stored_tokens(&file, "tokens", B * T);
     const real *rgb = stored_reals(&file, "", "rgb", B * T * 3);
     const real *logits = stored_reals(&file, "", "logits", B * T * K);
-    const real *indices = stored_reals(&file, "", "indices", B * T);
+    const uint16_t *indices = stored_tokens(&file, "indices", B * T);
     safetensors_close(&file);
-    uint16_t in[B * T], nearest[B * T];
+    uint16_t nearest[B * T];
     uint8_t bytes[B * T * 3];
-    for (int i = 0; i < B * T * 3; i++)
-        bytes[i] = (uint8_t)rgb[i], in[i / 3] = (uint16_t)tokens[i / 3];
+    for (int i = 0; i < B * T * 3; i++) bytes[i] = (uint8_t)rgb[i];
     Activations *acts = keep(activations_new(&m.config, B, KEEP_NOTHING));
-    model_forward(&m, acts, &(Batch){B, in, NULL, NULL});
+    model_forward(&m, acts, &(Batch){B, tokens, NULL, NULL});
     double worst = reals_apart(model_logits(&m, acts, B), logits, B * T * K), largest = 0;
     for (int i = 0; i < B * T * K; i++) largest = larger(largest, fabs((double)logits[i]));
     CHECK(worst < 1e-5 && largest > 1, "logits up to %g are off by %g", largest, worst);
     CHECK(!palette_index(nearest, bytes, B * T, m.palette, K), "%s", error_text());
     for (int i = 0; i < B * T; i++) CHECK(nearest[i] == indices[i], "pixel %d: %d", i, nearest[i]);
+    REQUIRE(!model_save(&m, scratch_path("hf"), F16));
+    REQUIRE(!safetensors_open(&again, scratch_path("hf/model.safetensors")));
+    REQUIRE(!safetensors_open(&file, "data/fixture/hf/model.safetensors"));
+    for (const Stored *s = file.tensors; s < file.tensors + file.n_tensors; s++)
+        CHECK(safetensors_find(&again, s->name, &t) && t.dtype == F16 &&
+                  !memcmp(t.shape, s->shape, sizeof t.shape),
+              "%s", s->name);
+    CHECK(again.n_tensors == file.n_tensors, "%lld tensors", again.n_tensors);
+    CHECK(!safetensors_metadata(&again, "format", text, 8) && !strcmp(text, "pt"), "%s", text);
+    safetensors_close(&file);
+    safetensors_close(&again);
+    check_holds(read_text("hf/config.json"), "_type\": \"imagegpt\", ... _size\": 13,");
+    check_holds(read_text("hf/preprocessor_config.json"),
+                "\"do_normalize\": true, ... \"resample\": 4, ... {\"height\": 4, \"width\": 4}");
 }
 
 /* ---- pictures ------------------------------------------------------------------------------- */
@@ -3247,8 +3236,7 @@ static const struct {
     {"safetensors, writing refused", test_safetensors_write_refused},
     {"model directory, written and read", test_model_directory},
     {"foreign directories are refused by name", test_foreign_directories},
-    {"Hugging Face's names and shapes, F16", test_hugging_face_names},
-    {"a model from transformers", test_hugging_face_model},
+    {"a model from transformers, and saved again for it", test_hugging_face_model},
     {"PNG", test_png},
     {"pictures for the terminal", test_terminal},
     {"SVG chart", test_chart},
