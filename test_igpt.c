@@ -2756,46 +2756,45 @@ static void test_palette_command(void) {
    something cannot be written or removed, or by a folder that is moved away. */
 static void test_nothing_lost(void) {
 #    define FAULT(fault) "--version & wait; IGPT_FAULT='" fault " once' exec ./igpt_fault "
-    static const char *const rows[][2] = {
-        {"kept holds a run of 3 steps: --resume goes on with it, --overwrite",
-         TINY "--steps 3 --out $S/kept"},
-        {"kept holds a run of igpt train: take another --out, or --overwrite gives it up",
-         "finetune --model data/emoji-ar --out $S/kept"},
-        {"holds a model", "palette --out $S/kept"},
-        {"it is a folder", "probe --model data/emoji-ar --features $S --out $S/kept"},
-        {"neither table nor chart", "probe --model data/emoji-ar --features $S/probe.csv --out $S"},
-        {"which would be lost",
-         "probe --model $S/kept --out $S/drawn --features $S/kept/model.safetensors"},
-        {"another run is writing there",
+    IGPT(0, "", TINY "--steps 3 --out $S/kept");
+    IGPT(0, "", "--version & wait; cp -r $S/kept $S/halved; cp -r $S/kept $S/third");
+    IGPT(1, "kept holds a run of 3 steps: --resume goes on with it, --overwrite",
+         TINY "--steps 3 --out $S/kept");
+    IGPT(1, "kept holds a run of igpt train: take another --out, or --overwrite gives it up",
+         "finetune --model data/emoji-ar --out $S/kept");
+    IGPT(1, "holds a model", "palette --out $S/kept");
+    IGPT(1, "it is a folder", "probe --model data/emoji-ar --features $S --out $S/kept");
+    IGPT(1, "neither table nor chart",
+         "probe --model data/emoji-ar --features $S/probe.csv --out $S");
+    IGPT(1, "which would be lost",
+         "probe --model $S/kept --out $S/drawn --features $S/kept/model.safetensors");
+    IGPT(1, "another run is writing there",
          TINY "--steps 100000 --save-every 1 --out $S/shared " UNTIL
               "[ -e $S/shared/train_state.safetensors ]" THEN
-              "${IGPT:-./igpt} train --resume --out $S/shared; s=$?; kill -9 $!; exit $s"},
-        {"another run is writing there", // a palette that comes too late would replace the run's
+              "${IGPT:-./igpt} train --resume --out $S/shared; s=$?; kill -9 $!; exit $s");
+    IGPT(1, "another run is writing there", // a palette that comes too late would replace the run's
          "palette --n-px 24 --n-vocab 256 --out $S/raced 2>$S/raced.txt " UNTIL
          "grep -q k-means $S/raced.txt" THEN "${IGPT:-./igpt} " TINY
-         "--steps 1 --out $S/raced; s=$?; kill $!; exit $s"},
-        {"train_state.safetensors: File too large",
+         "--steps 1 --out $S/raced; s=$?; kill $!; exit $s");
+    IGPT(1, "train_state.safetensors: File too large",
          "--version & wait; ulimit -f 1000; exec "
-         "${IGPT:-./igpt} " TINY "--overwrite --n-embd 160 --steps 3 --out $S/kept"},
-        {"cannot write ... model.safetensors", // behind the state
-         FAULT("rename 3") TINY "--overwrite --seed 2 --steps 3 --out $S/halved"},
-        {"halved holds a run whose save was cut off: train or finetune --resume",
-         "eval --model $S/halved"},
-        {"halved holds a run of 1 steps: --resume goes on", TINY "--steps 3 --out $S/halved"},
-        {"holds a model", "palette --out $S/halved"},
-        {"cannot remove ... config.json",
-         FAULT("remove 9") TINY "--overwrite --seed 2 --steps 3 --out $S/third"},
-        {"cannot write", // the second sync is that of the folder, after the renaming
-         FAULT("sync 2") "sample --model $S/kept --n 1 --out $S/synced"},
-        {"and saved; go on with", // a run follows its folder; what takes the place is not its own
+         "${IGPT:-./igpt} " TINY "--overwrite --n-embd 160 --steps 3 --out $S/kept");
+    IGPT(1, "cannot write ... model.safetensors", // behind the state
+         FAULT("rename 3") TINY "--overwrite --seed 2 --steps 3 --out $S/halved");
+    IGPT(1, "halved holds a run whose save was cut off: train or finetune --resume",
+         "eval --model $S/halved");
+    IGPT(1, "halved holds a run of 1 steps: --resume goes on", TINY "--steps 3 --out $S/halved");
+    IGPT(1, "holds a model", "palette --out $S/halved");
+    IGPT(1, "cannot remove ... config.json",
+         FAULT("remove 9") TINY "--overwrite --seed 2 --steps 3 --out $S/third");
+    IGPT(1, "cannot write", // the second sync is that of the folder, after the renaming
+         FAULT("sync 2") "sample --model $S/kept --n 1 --out $S/synced");
+    // A run follows its folder; what takes the place is not its own.
+    IGPT(1, "and saved; go on with",
          TINY
          "--threads 1 --steps 2000000 --eval-every 2000000 --save-every 20000 --out $S/moved " UNTIL
          "[ -e $S/moved/train_state.safetensors ]" THEN
-         "mv $S/moved $S/away; mkdir $S/moved; kill $!; wait $!"},
-        {NULL, NULL}};
-    IGPT(0, "", "%s", rows[0][1]);
-    IGPT(0, "", "--version & wait; cp -r $S/kept $S/halved; cp -r $S/kept $S/third");
-    for (int i = 0; rows[i][0]; i++) IGPT(1, rows[i][0], "%s", rows[i][1]);
+         "mv $S/moved $S/away; mkdir $S/moved; kill $!; wait $!");
     const char *stopped = strstr(igpt_output, "stopped at step ");
     REQUIRE(stopped);
     long step = atol(stopped + 16);
@@ -2816,34 +2815,6 @@ static void test_refused_by_name(void) {
     static const char *const files[] = {"text pipes/pytorch_model.bin ?",
                                         "text sharded/pytorch_model.bin ?",
                                         "text sharded/model.safetensors.index.json ?", NULL};
-    static const char *const rows[][2] = {
-        {"pipe: it is no regular file", "complete --model data/emoji-ar --image $S/pipe"},
-        {"pipe: it is no regular file", "palette --palette $S/pipe --out $S/pipes"},
-        {"/dev/zero: it is no regular file", "complete --model data/emoji-ar --image /dev/zero"},
-        {"samples.png: it is no regular", "sample --model data/emoji-ar --out $S/pipes"},
-        {"log.csv: it is no regular file", TINY "--steps 3 --out $S/pipes"},
-        {"igpt train` makes a model", "sample --model $S/never"},
-        {"README", "complete --model openai/imagegpt-small"},
-        {"holds pytorch_model.bin, not one model.safetensors; to convert it",
-         "eval --model $S/pipes"},
-        {"holds model.safetensors.index.json, not one", "eval --model $S/sharded"},
-        {"meta.txt: it is no folder; `igpt train`", "eval --model data/emoji/batches.meta.txt"},
-        {"meta.txt: it is no folder; igpt's own",
-         "train --data data/emoji/batches.meta.txt --out $S/unmade"},
-        {"igpt: igpt-l needs ",
-         LIMITED(400000) "train --threads 1 --preset igpt-l --out $S/unmade"},
-        {"igpt: this model needs ", // bytes beyond 2^32
-         LIMITED(400000) "train --threads 1 --batch 65536 --micro-batch 65536 --out $S/unmade"},
-        {"igpt: this model needs ... MB to train, there are 4",
-         LIMITED(400000) "train --threads 1 --n-embd 16384 --n-layer 4 --n-head 16 --n-px 1 "
-                         "--n-vocab 2 --out $S/unmade"},
-        {"go on with", // a log of so many tests would not fit
-         LIMITED(400000) TINY "--threads 1 --steps 100000000 --eval-every 1 --out $S/vast " UNTIL
-                              "[ -e $S/vast/train_state.safetensors ]" THEN "kill $!; wait $!"},
-        {"File too large", "--version & wait; ulimit -f 1; exec ${IGPT:-./igpt} sample "
-                           "--model data/emoji-ar --n 1 --out $S/tight"},
-        {"tensor : expected", LIMITED(200000) "sample --model $S/crowded"},
-        {NULL, NULL}};
     enum { KEYS = 3300000 }; // 16.5 MB of header: its refusal must not take a list of them
     char *keys = zeros(5 * KEYS + 2, 1);
     for (Size i = 0; i < KEYS; i++) memcpy(keys + 5 * i, i ? ",'':0" : "{'':0", 5);
@@ -2853,7 +2824,33 @@ static void test_refused_by_name(void) {
     REQUIRE(!rename(hand_made(keys, "", 0), scratch_path("crowded/model.safetensors")));
     files_make(1, files);
     for (int i = 0; i < 3; i++) REQUIRE(!mkfifo(scratch_path("%s", pipes[i]), 0666));
-    for (int i = 0; rows[i][0]; i++) IGPT(1, rows[i][0], "%s", rows[i][1]);
+    IGPT(1, "pipe: it is no regular file", "complete --model data/emoji-ar --image $S/pipe");
+    IGPT(1, "pipe: it is no regular file", "palette --palette $S/pipe --out $S/pipes");
+    IGPT(1, "/dev/zero: it is no regular file", "complete --model data/emoji-ar --image /dev/zero");
+    IGPT(1, "samples.png: it is no regular", "sample --model data/emoji-ar --out $S/pipes");
+    IGPT(1, "log.csv: it is no regular file", TINY "--steps 3 --out $S/pipes");
+    IGPT(1, "igpt train` makes a model", "sample --model $S/never");
+    IGPT(1, "README", "complete --model openai/imagegpt-small");
+    IGPT(1, "holds pytorch_model.bin, not one model.safetensors; to convert it",
+         "eval --model $S/pipes");
+    IGPT(1, "holds model.safetensors.index.json, not one", "eval --model $S/sharded");
+    IGPT(1, "meta.txt: it is no folder; `igpt train`", "eval --model data/emoji/batches.meta.txt");
+    IGPT(1, "meta.txt: it is no folder; igpt's own",
+         "train --data data/emoji/batches.meta.txt --out $S/unmade");
+    IGPT(1, "igpt: igpt-l needs ",
+         LIMITED(400000) "train --threads 1 --preset igpt-l --out $S/unmade");
+    IGPT(1, "igpt: this model needs ", // bytes beyond 2^32
+         LIMITED(400000) "train --threads 1 --batch 65536 --micro-batch 65536 --out $S/unmade");
+    IGPT(1, "igpt: this model needs ... MB to train, there are 4",
+         LIMITED(400000) "train --threads 1 --n-embd 16384 --n-layer 4 --n-head 16 --n-px 1 "
+                         "--n-vocab 2 --out $S/unmade");
+    IGPT(1, "go on with", // a log of so many tests would not fit
+         LIMITED(400000) TINY "--threads 1 --steps 100000000 --eval-every 1 --out $S/vast " UNTIL
+                              "[ -e $S/vast/train_state.safetensors ]" THEN "kill $!; wait $!");
+    IGPT(1, "File too large",
+         "--version & wait; ulimit -f 1; exec ${IGPT:-./igpt} sample "
+         "--model data/emoji-ar --n 1 --out $S/tight");
+    IGPT(1, "tensor : expected", LIMITED(200000) "sample --model $S/crowded");
     CHECK(!rmdir(scratch_path("tight")), "a part is left");
     CHECK(access(scratch_path("unmade"), F_OK), "a run that could not start left a folder");
 }
@@ -2861,14 +2858,6 @@ static void test_refused_by_name(void) {
 /* Weights so large that sums overflow, and a state whose numbers are not those of a run: no figure
    comes of them, and the run that was there stays. */
 static void test_not_finite(void) {
-    static const char *const rows[][2] = {
-        {"not finite", "sample --model $S/huge --out $S/drawn"},
-        {"not finite", "probe --model $S/huge --out $S/drawn"},
-        {"not finite", "eval --model $S/huge"},
-        {"too large for F16", "train --init $S/wide --f16 --overwrite --steps 3 --out $S/sound"},
-        {"sound: step 1, learning rate 0.004: the run is no longer finite (",
-         "train --init $S/huge --overwrite --steps 3 --out $S/sound"},
-        {NULL, NULL}};
     const char *path = scratch_path("best/train_state.safetensors");
     Model m;
     Safetensors state;
@@ -2884,7 +2873,12 @@ static void test_not_finite(void) {
     IGPT(1, "not finite", "eval --model $S/huge");
     for (Size i = 0; i < m.n_params; i++) m.params[i] = (real)3e38; // and whose sums do
     REQUIRE(!model_save(&m, scratch_path("huge"), F32));
-    for (int i = 0; rows[i][0]; i++) IGPT(1, rows[i][0], "%s", rows[i][1]);
+    IGPT(1, "not finite", "sample --model $S/huge --out $S/drawn");
+    IGPT(1, "not finite", "probe --model $S/huge --out $S/drawn");
+    IGPT(1, "not finite", "eval --model $S/huge");
+    IGPT(1, "too large for F16", "train --init $S/wide --f16 --overwrite --steps 3 --out $S/sound");
+    IGPT(1, "sound: step 1, learning rate 0.004: the run is no longer finite (",
+         "train --init $S/huge --overwrite --steps 3 --out $S/sound");
     check_holds(igpt_output, "Nothing has been saved; start anew with a lower --lr");
     IGPT(0, "step 3\n", "train --resume --quiet --out $S/sound");
     IGPT(0, "", "finetune --model $S/sound --out $S/best --steps 2 --batch 2 --quiet");
