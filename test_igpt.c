@@ -2475,18 +2475,12 @@ static void test_command_line(void) {
         {1, "--n-embd", "train --init data/emoji-ar --n-embd 64"},
         {1, "no/such holds no run", "train --resume --out no/such"},
         {1, "--palette, --init and --resume", "train --init data/emoji-ar --palette no/such.json"},
-        {1, "no/such", "eval --model no/such"},
-        {1, "no/such", "info --model no/such"},
-        {1, "no/such", "sample --model no/such"},
-        {1, "no/such", "finetune --model no/such"},
-        {1, "no/such", "probe --model no/such"},
-        {1, "no/such.json", "palette --palette no/such.json --out $S/unused"},
-        {1, "no/such.ppm", "complete --model data/emoji-ar --image no/such.ppm --out $S/unused"},
         {1, "--rows 200", "complete --model data/emoji-ar --rows 200"},
         {1, "only 7 layers", "probe --model data/emoji-ar --concat 8"},
         {1, "not 5000", "probe --model data/emoji-ar --labels-per-class 5000"},
         {1, "cannot go together", "train --resume --overwrite --out $S/unmade"},
         {1, "not 5000", "finetune --model data/emoji-ar --labels-per-class 5000 --out $S/unmade"},
+        {1, "no/such", "probe --model no/such"},
         {1, "no/such.json", "train --palette no/such.json --out $S/unmade"},
         {1, "no/such.json", "palette --palette no/such.json --out $S/unmade"},
         {1, "no such folder", "palette --data no/such --out $S/unmade"},
@@ -2830,7 +2824,6 @@ static void test_refused_by_name(void) {
     IGPT(1, "samples.png: it is no regular", "sample --model data/emoji-ar --out $S/pipes");
     IGPT(1, "log.csv: it is no regular file", TINY "--steps 3 --out $S/pipes");
     IGPT(1, "igpt train` makes a model", "sample --model $S/never");
-    IGPT(1, "README", "complete --model openai/imagegpt-small");
     IGPT(1, "holds pytorch_model.bin, not one model.safetensors; to convert it",
          "eval --model $S/pipes");
     IGPT(1, "holds model.safetensors.index.json, not one", "eval --model $S/sharded");
